@@ -1,0 +1,183 @@
+import { AsyncResource } from 'node:async_hooks'
+import { randomUUID } from 'node:crypto'
+import { FST_BGT_INVALID_TASK } from './errors.js'
+import type { TaskOptions } from './options.js'
+
+/**
+ * - `pending`: waits for its exchange to end, or for its turn
+ * - `running`
+ * - `succeeded`, `failed`: has run
+ * - `skipped`: its `when` did not hold, a failure before it stopped the list, or it was cancelled
+ * - `abandoned`: cut off by the deadline of the drain, or added after it
+ * - `enqueued`: stored in an engine
+ */
+export type TaskState = 'pending' | 'running' | 'succeeded' | 'failed' | 'skipped' | 'abandoned' | 'enqueued'
+
+/** A function that can be a task: synchronous, or returning a promise. */
+export type TaskFunction<Args extends unknown[] = never[]> = (...args: Args) => unknown
+
+/** The functions that can be called with these arguments: an overloaded or generic one too, whose parameters are not one list. */
+export type TaskFunctionFor<Args extends unknown[]> = (...args: NoInfer<Args>) => unknown
+
+/** The list that a task is on, as the task knows it. */
+export interface TaskOwner {
+  taskCancelled: (task: BackgroundTask) => void
+}
+
+/**
+ * A function with its arguments, and what became of it. `addTask` makes and returns one; one made by hand is added with
+ * `addTask(task)`, or run with `run()`.
+ */
+export class BackgroundTask<Args extends unknown[] = unknown[]> {
+  #state: TaskState = 'pending'
+  #fn: TaskFunction | undefined
+  #args: unknown[] | undefined
+  #context: AsyncResource | undefined
+  #owner: TaskOwner | undefined
+  #name: string | undefined
+  #id: string | undefined
+  #controller: AbortController | undefined
+  /** @internal What `with()` said. */
+  options: TaskOptions | undefined
+  /** @internal `performance.now()` of the `addTask` call. */
+  addedAt = 0
+
+  /**
+   * @param fn the function, typed with its arguments
+   * @throws FST_BGT_INVALID_TASK if `fn` is not a function
+   */
+  constructor (fn: TaskFunction<Args>, ...args: Args)
+  constructor (fn: TaskFunctionFor<Args>, ...args: Args)
+  constructor (fn: TaskFunction, ...args: unknown[]) {
+    if (typeof fn !== 'function') throw invalidTask('new BackgroundTask', fn)
+    this.#fn = fn
+    this.#args = args
+    this.#context = new AsyncResource('BackgroundTask')
+  }
+
+  /** A UUID, made on first read. */
+  get id (): string {
+    this.#id ??= randomUUID()
+    return this.#id
+  }
+
+  /** The name given by `with()`, else the function's, else `'anonymous'`. */
+  get name (): string {
+    this.#name ??= this.options?.name ?? (this.#fn?.name || 'anonymous')
+    return this.#name
+  }
+
+  get state (): TaskState {
+    return this.#state
+  }
+
+  /** Aborts at the task's timeout, with `FST_BGT_TIMEOUT` as reason, and at the deadline of the drain. Made on first read. */
+  get signal (): AbortSignal {
+    if (this.#controller === undefined) {
+      this.#controller = new AbortController()
+      if (this.#state === 'abandoned') this.#controller.abort()
+    }
+    return this.#controller.signal
+  }
+
+  /** Skips the task while it is pending. False, and nothing happens, once it has started or ended. */
+  cancel (): boolean {
+    if (this.#state !== 'pending') return false
+    const owner = this.#owner
+    this.end('skipped')
+    owner?.taskCancelled(this)
+    return true
+  }
+
+  /**
+   * Runs the task by hand, outside any list. Rejects with the task's error.
+   * @throws FST_BGT_INVALID_TASK if it is on a list, or was run before
+   */
+  async run (): Promise<void> {
+    if (this.#owner !== undefined || this.#state !== 'pending') throw notFree('run', this)
+    try {
+      this.begin()
+      await this.start()
+      this.end('succeeded')
+    } catch (error) {
+      this.end('failed')
+      throw error
+    }
+  }
+
+  /** @internal Puts the task on a list. */
+  join (owner: TaskOwner, options: TaskOptions | undefined): void {
+    if (this.#owner !== undefined || this.#state !== 'pending') throw notFree('addTask', this)
+    this.#owner = owner
+    if (options !== undefined) this.options = options
+  }
+
+  /** @internal A task made elsewhere sees the `AsyncLocalStorage` stores of its `addTask` call. */
+  recontext (): void {
+    this.#context = new AsyncResource('BackgroundTask')
+  }
+
+  /** @internal */
+  begin (): void {
+    this.#state = 'running'
+  }
+
+  /**
+   * Calls the function in the task's context.
+   * @internal
+   * @param around is given the call, and makes it
+   */
+  start (around?: (call: () => unknown) => unknown): unknown {
+    // A pending task has both, and its arguments fit its function: its constructor is typed so.
+    const fn = this.#fn as (...args: unknown[]) => unknown
+    const context = this.#context as AsyncResource
+    const args = this.#args as unknown[]
+    if (around !== undefined) return context.runInAsyncScope(around, undefined, () => fn(...args))
+    return context.runInAsyncScope(fn, undefined, ...args)
+  }
+
+  /**
+   * Ends the task: whoever still holds it holds neither its function and arguments, nor its list and context.
+   * @internal
+   * @returns the context that was the task's, for what is still to be said about it
+   */
+  end (state: TaskState): AsyncResource | undefined {
+    const context = this.#context
+    this.#name ??= this.name
+    this.#state = state
+    this.#fn = undefined
+    this.#args = undefined
+    this.#owner = undefined
+    this.#context = undefined
+    return context
+  }
+
+  /** @internal */
+  abort (reason?: unknown): void {
+    this.#controller?.abort(reason)
+  }
+}
+
+/**
+ * Says what kind of thing was passed, not what is in it: arguments and payloads do not belong in a log.
+ * @internal
+ */
+export function invalidTask (where: string, value: unknown): Error {
+  return new FST_BGT_INVALID_TASK(
+    `${where} accepts a function followed by its arguments, or a BackgroundTask alone; received ${kindOf(value)}`
+  )
+}
+
+function kindOf (value: unknown): string {
+  if (value instanceof BackgroundTask) return 'a BackgroundTask followed by arguments: they belong into its constructor'
+  if (value instanceof Promise) return 'a promise: pass the function itself, do not call it'
+  if (value === null || value === undefined) return String(value)
+  return typeof value === 'object' ? `an object (${value.constructor?.name ?? 'without a prototype'})` : `a ${typeof value}`
+}
+
+function notFree (where: string, task: BackgroundTask): Error {
+  const found = task.state === 'pending' ? 'on a list already' : task.state
+  return new FST_BGT_INVALID_TASK(
+    `${where} accepts a BackgroundTask once, and none that was run or cancelled; received "${task.name}", which is ${found}`
+  )
+}

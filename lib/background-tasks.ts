@@ -1,0 +1,78 @@
+import type { FastifyRequest } from 'fastify'
+import type { BackgroundTask, TaskFunction, TaskFunctionFor } from './background-task.js'
+import { Exchange, type ExchangeListener, type ExchangeOutcome } from './exchange.js'
+import { checkTaskOptions, type TaskOptions } from './options.js'
+import type { Runner } from './runner.js'
+import { TaskList } from './task-list.js'
+
+/** What takes tasks: a request's list, the app, and either of them `with()` options. */
+export interface TaskAdder {
+  /**
+   * Adds a function with its arguments, or a task made elsewhere.
+   * @throws FST_BGT_INVALID_TASK if it is neither, or a task that was added or run before
+   * @throws FST_BGT_OVERLOADED (503) if `maxPending` tasks have not finished
+   */
+  addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
+  addTask<Args extends unknown[]>(fn: TaskFunctionFor<Args>, ...args: Args): BackgroundTask
+  addTask (task: BackgroundTask): BackgroundTask
+}
+
+/** A request's tasks: they run in the order added, one at a time, once its exchange has ended. */
+export class BackgroundTasks implements TaskAdder, ExchangeListener {
+  readonly #list: TaskList
+  readonly #exchange: Exchange
+
+  /** @internal */
+  constructor (runner: Runner, request: FastifyRequest) {
+    this.#list = new TaskList(runner, request, 'waiting')
+    this.#exchange = new Exchange(request, this)
+    this.#list.exchange = this.#exchange
+  }
+
+  /** Tasks that have not finished yet. */
+  get length (): number {
+    return this.#list.unfinished
+  }
+
+  /** Aborts when the deadline of the drain has passed. It is the app's: remove the listeners that you add. */
+  get signal (): AbortSignal {
+    return this.#list.runner.signal
+  }
+
+  /** How the exchange ended; undefined until it has. */
+  get outcome (): ExchangeOutcome | undefined {
+    return this.#exchange.outcome
+  }
+
+  addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
+  addTask<Args extends unknown[]>(fn: TaskFunctionFor<Args>, ...args: Args): BackgroundTask
+  addTask (task: BackgroundTask): BackgroundTask
+  addTask (fn: unknown, ...args: unknown[]): BackgroundTask {
+    return this.#list.add(fn, args, undefined)
+  }
+
+  /**
+   * Options for the tasks added through what it returns, on the same list and in the same order.
+   * @throws FST_BGT_INVALID_OPTION
+   */
+  with (options: TaskOptions): TaskAdder {
+    const list = this.#list
+    checkTaskOptions(options, false)
+    return { addTask: (fn: unknown, ...args: unknown[]) => list.add(fn, args, options) }
+  }
+
+  /**
+   * Adds a function that runs when the list has ended, whatever failed or was skipped; the one added last runs first.
+   * @throws FST_BGT_INVALID_TASK if it is not a function
+   */
+  addCleanup<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): void
+  addCleanup<Args extends unknown[]>(fn: TaskFunctionFor<Args>, ...args: Args): void
+  addCleanup (fn: unknown, ...args: unknown[]): void {
+    this.#list.addCleanup(fn, args)
+  }
+
+  /** @internal */
+  exchangeEnded (): void {
+    this.#list.runner.exchangeEnded(this.#list)
+  }
+}

@@ -1,0 +1,77 @@
+/**
+ * What happens to tasks, published on `node:diagnostics_channel`. Nothing is allocated for a channel nobody subscribed to.
+ *
+ * `tracingChannel('fastify-background-tasks.run')` traces each run of a task ({@link TaskRunMessage}): `start` and `end`
+ * around the synchronous part, `asyncStart` and `asyncEnd` when a promise has settled, `error` before the end of a
+ * failed one. `channel.start.bindStore(als, …)` gives the task a store of its own, say a span.
+ */
+import { channel, tracingChannel } from 'node:diagnostics_channel'
+import type { FastifyRequest } from 'fastify'
+import type { BackgroundTask } from './background-task.js'
+import { isThenable } from './limits.js'
+
+/** Message of `tracing:fastify-background-tasks.run:*`. */
+export interface TaskRunMessage {
+  task: BackgroundTask
+  /** The request whose list the task is on; none for a task of the app. */
+  request?: FastifyRequest
+  /** Milliseconds between `addTask` and the start. */
+  queuedMs: number
+  /** Set once the task has succeeded: what it returned, or resolved to. */
+  result?: unknown
+  /** Set once the task has failed. */
+  error?: unknown
+}
+
+/** Message of `fastify-background-tasks.added`. */
+export interface TaskAddedMessage {
+  task: BackgroundTask
+  request?: FastifyRequest
+}
+
+/** Message of `fastify-background-tasks.skipped`. */
+export interface TaskSkippedMessage extends TaskAddedMessage {
+  /** Why the task does not run, in words. */
+  reason: string
+}
+
+/** Message of `fastify-background-tasks.abandoned`. */
+export interface TaskAbandonedMessage extends TaskAddedMessage {
+  /** Milliseconds since `addTask`. */
+  ageMs: number
+}
+
+export const runChannel = tracingChannel<unknown, TaskRunMessage>('fastify-background-tasks.run')
+export const addedChannel = channel('fastify-background-tasks.added')
+export const skippedChannel = channel('fastify-background-tasks.skipped')
+export const abandonedChannel = channel('fastify-background-tasks.abandoned')
+
+/** `TracingChannel#hasSubscribers` came with Node 20.13; the five channels have always had theirs. */
+export function runIsTraced (): boolean {
+  return runChannel.start.hasSubscribers || runChannel.end.hasSubscribers || runChannel.error.hasSubscribers ||
+    runChannel.asyncStart.hasSubscribers || runChannel.asyncEnd.hasSubscribers
+}
+
+/** Calls a task's function between `start` and `end`; a promise that it returns goes on to {@link publishRunEnd}. */
+export function traceRun (message: TaskRunMessage, call: () => unknown): unknown {
+  return runChannel.start.runStores(message, () => {
+    try {
+      const result = call()
+      if (!isThenable(result)) message.result = result
+      return result
+    } catch (error) {
+      message.error = error
+      runChannel.error.publish(message)
+      throw error
+    } finally {
+      runChannel.end.publish(message)
+    }
+  })
+}
+
+/** The promise of a task has settled. */
+export function publishRunEnd (message: TaskRunMessage): void {
+  if ('error' in message) runChannel.error.publish(message)
+  runChannel.asyncStart.publish(message)
+  runChannel.asyncEnd.publish(message)
+}

@@ -1,0 +1,43 @@
+import { inspect } from 'node:util'
+import createError from '@fastify/error'
+
+/** What was passed is not a task: 500, a `TypeError`. The message says what was passed and what is accepted. */
+export const FST_BGT_INVALID_TASK = createError('FST_BGT_INVALID_TASK', '%s', 500, TypeError)
+
+/** An option has a wrong value: 500, a `TypeError`. The message names the option, the value and what is accepted. */
+export const FST_BGT_INVALID_OPTION = createError('FST_BGT_INVALID_OPTION', '%s', 500, TypeError)
+
+/** `maxPending` tasks have not finished: 503, sent with `Retry-After`. */
+export const FST_BGT_OVERLOADED = createError(
+  'FST_BGT_OVERLOADED',
+  'No more background tasks are accepted: %s have not finished, the limit set by maxPending is %s. Retry later',
+  503
+)
+
+/** Seconds after which an overloaded app may be asked again. */
+export const RETRY_AFTER = '1'
+
+/** The error of an overloaded app, with the headers that Fastify's error handler sends along. */
+export function overloaded (unfinished: number, maxPending: number): Error {
+  return Object.assign(new FST_BGT_OVERLOADED(unfinished, maxPending), { headers: { 'retry-after': RETRY_AFTER } })
+}
+
+/** A task ran longer than its `timeout`: the reason of the task's signal, and the error of the failed task. */
+export const FST_BGT_TIMEOUT = createError(
+  'FST_BGT_TIMEOUT',
+  'The background task "%s" did not finish within its timeout of %s ms',
+  500
+)
+
+/** The plugin is registered already for this app, or for a parent of it. */
+export const FST_BGT_ALREADY_REGISTERED = createError(
+  'FST_BGT_ALREADY_REGISTERED',
+  'fastify-background-tasks is registered already for this app or a parent of it. Register it once: children share it'
+)
+
+/** A short, single-line picture of a value that was refused. */
+export function show (value: unknown): string {
+  if (typeof value === 'function') return `the function ${value.name === '' ? '(anonymous)' : value.name}`
+  const text = inspect(value, { depth: 0, breakLength: Infinity, maxStringLength: 60, maxArrayLength: 3 })
+  return text.length > 100 ? `${text.slice(0, 97)}...` : text
+}

@@ -1,0 +1,311 @@
+/**
+ * One HTTP request and its response, from the first task to its one end: it has ended when it is settled (the handler's
+ * side is done) and over (the socket's side is done), whichever comes last.
+ *
+ * No hook tells this on every path: after an abort Fastify calls no `onResponse` (fastify/fastify#6208), and for an HTTP/2
+ * reset it calls it before the handler is done. What does tell:
+ * - settled: `reply.send` and `reply.hijack`, through which every reply goes, hook, handler and error handler alike; and
+ *   the handler's promise, for one that ends with `undefined` after an abort, when Fastify sends nothing.
+ * - over: `close` of the raw response. It follows the last byte handed to the socket, an abort, a reset and a timeout, and
+ *   no other plugin can skip it. A pipelined response that never had its turn has only its socket's `close`.
+ * - failed: the `onError` hook.
+ *
+ * A request that uses no tasks pays a few property writes and allocates nothing.
+ */
+import type { ServerResponse } from 'node:http'
+import type { Http2Stream } from 'node:http2'
+import type { Duplex } from 'node:stream'
+import { FST_BGT_OVERLOADED, RETRY_AFTER } from './errors.js'
+import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
+
+/** How an exchange ended. */
+export interface ExchangeOutcome {
+  /** The status code of the response, sent or not; 101 for an upgrade. */
+  readonly statusCode: number
+  /** Whether an error was thrown or sent on the way, also where an error handler then answered 200. */
+  readonly failed: boolean
+  /** The error of a failed exchange; `undefined` where `undefined` was thrown. */
+  readonly error?: unknown
+  /** Whether the connection or stream was gone before the response was complete. */
+  readonly aborted: boolean
+}
+
+/** Who is told that an exchange has ended: the task list of its request. */
+export interface ExchangeListener {
+  exchangeEnded: () => void
+}
+
+const kExchange = Symbol('fastify-background-tasks.exchange')
+const kReply = Symbol('fastify-background-tasks.reply')
+const kReturned = Symbol('fastify-background-tasks.returned')
+const kSettled = Symbol('fastify-background-tasks.settled')
+const kFailure = Symbol('fastify-background-tasks.failure')
+
+type RawResponse = ServerResponse & { stream?: Http2Stream, isLightMyRequest?: boolean, [kExchange]?: Exchange }
+
+// `undefined` can be thrown too, and is not to be mistaken for no failure.
+const THREW_UNDEFINED = Symbol('fastify-background-tasks.threw-undefined')
+
+const UNSETTLED = 0
+const SETTLED = 1
+const SETTLED_AFTER_ABORT = 2
+
+/** What this file keeps on a request. In an encapsulated plugin registered before this one the decorations can be absent. */
+interface Watched extends FastifyRequest {
+  [kExchange]?: Exchange | null
+  [kReply]?: FastifyReply | null
+  /** What the handler returned. */
+  [kReturned]?: unknown
+  [kSettled]?: number
+  [kFailure]?: unknown
+}
+
+export class Exchange {
+  /** Undefined until the exchange has ended. */
+  outcome: ExchangeOutcome | undefined
+  readonly listener: ExchangeListener
+  readonly #request: Watched
+  #over = false
+  #aborted = false
+  #upgraded = false
+
+  constructor (request: FastifyRequest, listener: ExchangeListener) {
+    this.#request = request
+    this.listener = listener
+    this.#request[kExchange] = this
+    const reply = this.#request[kReply]
+    if (reply != null) this.seen(reply)
+  }
+
+  /** The listener of a request's exchange, if it has one. */
+  static listenerOf (request: FastifyRequest): ExchangeListener | undefined {
+    return (request as Watched)[kExchange]?.listener
+  }
+
+  /** The reply is known: its raw response tells when the exchange is over. */
+  seen (reply: FastifyReply): void {
+    const raw: RawResponse = reply.raw
+    if (this.#over || raw[kExchange] !== undefined) return
+    raw[kExchange] = this
+    if (isGone(raw, this.#request)) {
+      this.closed(raw)
+      return
+    }
+    raw.on('close', onClose)
+    // Nobody detaches a refused upgrade's response from its socket, so its `close` waits for the connection's.
+    if (isUpgrade(this.#request)) raw.on('finish', onClose)
+    if (hasNoTurnYet(raw)) this.#watchSocket(raw)
+  }
+
+  /** The socket's side is done. */
+  closed (raw: RawResponse): void {
+    if (this.#over) return
+    this.#over = true
+    this.#aborted = !this.#upgraded && (this.#request[kSettled] === SETTLED_AFTER_ABORT || !isComplete(raw))
+    this.advance()
+  }
+
+  /** Looks whether the exchange has ended by now. */
+  advance (): void {
+    if (!this.#over || this.outcome !== undefined) return
+    const { [kSettled]: settled = UNSETTLED, [kReply]: reply } = this.#request
+    if (settled !== UNSETTLED || reply?.sent === true) this.#end()
+    else this.#followHandler()
+  }
+
+  /** Ends an exchange whose handler was never seen to settle. */
+  force (): void {
+    if (this.outcome !== undefined) return
+    this.#aborted ||= !this.#over
+    this.#over = true
+    this.#end()
+  }
+
+  /** The first bytes on the socket of a hijacked upgrade tell whether it was accepted. */
+  upgrading (): void {
+    const socket = this.#request.raw.socket
+    const write = socket.write
+    socket.write = (...args: unknown[]) => {
+      socket.write = write
+      const accepted = String(args[0]).startsWith('HTTP/1.1 101')
+      // What Node's types cannot say: the arguments of whichever overload the caller used.
+      const flushed = Reflect.apply(write, socket, args) as boolean
+      if (accepted) {
+        this.#upgraded = true
+        this.closed(this.#request[kReply]?.raw as RawResponse)
+      }
+      return flushed
+    }
+  }
+
+  #end (): void {
+    const { [kFailure]: error, [kReply]: reply } = this.#request
+    const failed = error !== undefined
+    this.outcome = {
+      statusCode: this.#upgraded ? 101 : reply?.raw.statusCode ?? 200,
+      failed,
+      ...(failed && { error: error === THREW_UNDEFINED ? undefined : error }),
+      aborted: this.#aborted
+    }
+    this.listener.exchangeEnded()
+  }
+
+  #followHandler (): void {
+    const returned = this.#request[kReturned]
+    if (!isThenable(returned)) return
+    // A rejection reaches `reply.send`.
+    returned.then(() => {
+      this.#request[kSettled] ||= SETTLED
+      this.advance()
+    }, () => {})
+  }
+
+  #watchSocket (raw: RawResponse): void {
+    const socket = this.#request.raw.socket
+    const lost = (): void => { this.closed(raw) }
+    socket.once('close', lost)
+    raw.once('close', () => { socket.removeListener('close', lost) })
+  }
+}
+
+/**
+ * Watches the exchanges of an app and its children.
+ * @param open makes the exchange of a request that has none yet
+ */
+export function watchExchanges (app: FastifyInstance, open: (request: FastifyRequest) => void): void {
+  // Symbols pass Fastify's check for reference types, and declared here they are part of the request's hidden class.
+  app.decorateRequest(kExchange, null)
+  app.decorateRequest(kReply, null)
+  app.decorateRequest(kReturned, undefined)
+  app.decorateRequest(kSettled, UNSETTLED)
+  app.decorateRequest(kFailure, undefined)
+
+  app.addHook('onRoute', watchHandler)
+  for (const instance of [app, ...childrenOf(app)]) instance.addHook('onError', onError)
+  watchReply(app, open)
+}
+
+/** `reply.send` and `reply.hijack` of this app and its children, with a look at the exchange on the way. */
+function watchReply (app: FastifyInstance, open: (request: FastifyRequest) => void): void {
+  let base: FastifyReply | undefined
+
+  function send (this: FastifyReply, payload?: unknown): FastifyReply {
+    base ??= baseOf(this, send)
+    const request: Watched = this.request
+    if (this.sent) return base.send.call(this, payload)
+    request[kReply] = this
+    request[kExchange]?.seen(this)
+    request[kSettled] = this.raw.destroyed ? SETTLED_AFTER_ABORT : SETTLED
+    if (payload instanceof Error) fail(request, this, payload)
+    else if (request[kFailure] instanceof FST_BGT_OVERLOADED) sayWhenToRetry(this)
+    base.send.call(this, payload)
+    request[kExchange]?.advance()
+    return this
+  }
+
+  function hijack (this: FastifyReply): FastifyReply {
+    base ??= baseOf(this, send)
+    const request: Watched = this.request
+    base.hijack.call(this)
+    request[kReply] = this
+    request[kSettled] = this.raw.destroyed ? SETTLED_AFTER_ABORT : SETTLED
+    if (isUpgrade(request)) {
+      if (request[kExchange] == null) open(request)
+      request[kExchange]?.upgrading()
+    }
+    request[kExchange]?.seen(this)
+    request[kExchange]?.advance()
+    return this
+  }
+
+  app.decorateReply('send', send)
+  app.decorateReply('hijack', hijack)
+}
+
+/** The prototype behind the one that has this `send`: Fastify's own, or that of a parent app. */
+function baseOf (reply: FastifyReply, send: unknown): FastifyReply {
+  let prototype: FastifyReply = reply
+  do prototype = Object.getPrototypeOf(prototype)
+  while (!Object.hasOwn(prototype, 'send') || prototype.send !== send)
+  return Object.getPrototypeOf(prototype)
+}
+
+function onError (request: FastifyRequest, reply: FastifyReply, error: unknown, done: () => void): void {
+  fail(request, reply, error)
+  done()
+}
+
+/** An error handler may have left out the headers of the error. */
+function sayWhenToRetry (reply: FastifyReply): void {
+  if (reply.statusCode === 503 && !reply.hasHeader('retry-after')) reply.header('retry-after', RETRY_AFTER)
+}
+
+function fail (request: Watched, reply: FastifyReply, error: unknown): void {
+  if (reply.raw.destroyed && isPrematureClose(error)) return
+  request[kFailure] = error === undefined ? THREW_UNDEFINED : error
+}
+
+/** What `await reply`, or a pipeline into the response, rejects with when the client hangs up: an abort, not a failure. */
+function isPrematureClose (error: unknown): boolean {
+  return error instanceof Error && 'code' in error && error.code === 'ERR_STREAM_PREMATURE_CLOSE'
+}
+
+const watched = new WeakSet<object>()
+
+function watchHandler (route: RouteOptions & { websocket?: boolean, wsHandler?: unknown }): void {
+  const handler = route.handler
+  // The handlers of @fastify/websocket take other arguments. A HEAD route comes with its GET's handler.
+  if (route.websocket === true || route.wsHandler !== undefined || watched.has(handler)) return
+
+  function watchedHandler (this: FastifyInstance, request: Watched, reply: FastifyReply): unknown {
+    request[kReply] = reply
+    request[kExchange]?.seen(reply)
+    const returned: unknown = handler.call(this, request, reply)
+    request[kReturned] = returned
+    request[kExchange]?.advance()
+    return returned
+  }
+
+  // Tracers and documentation read the handler's name.
+  Object.defineProperty(watchedHandler, 'name', { value: handler.name })
+  watched.add(watchedHandler)
+  route.handler = watchedHandler
+}
+
+function onClose (this: RawResponse): void {
+  this[kExchange]?.closed(this)
+}
+
+/**
+ * The encapsulated plugins that were loaded before this one: they took their copies of the hooks already. Fastify offers
+ * no way to them but this symbol; should it go, failures there are seen by `reply.send(error)` alone.
+ */
+function childrenOf (app: FastifyInstance): FastifyInstance[] {
+  const symbol = Object.getOwnPropertySymbols(app).find(symbol => symbol.description === 'fastify.children')
+  const children = symbol === undefined ? [] : Reflect.get(app, symbol) as FastifyInstance[]
+  return children.flatMap(child => [child, ...childrenOf(child)])
+}
+
+function isThenable (value: unknown): value is PromiseLike<unknown> {
+  return typeof value === 'object' && value !== null && 'then' in value && typeof value.then === 'function'
+}
+
+function isUpgrade (request: FastifyRequest): boolean {
+  return (request.raw as { upgrade?: boolean | null }).upgrade === true
+}
+
+/** A response behind another one of its connection: it gets the socket when it is its turn. */
+function hasNoTurnYet (raw: RawResponse): boolean {
+  return raw.stream === undefined && raw.socket === null
+}
+
+function isGone (raw: RawResponse, request: FastifyRequest): boolean {
+  if (raw.stream !== undefined) return raw.stream.destroyed
+  return raw.destroyed || (raw.socket === null && (request.raw.socket as Duplex | null)?.destroyed === true)
+}
+
+function isComplete (raw: RawResponse): boolean {
+  if (raw.stream !== undefined) return raw.writableEnded && (raw.stream.rstCode ?? 0) === 0
+  // `inject()` closes its response before the bytes have left its stand-in for a socket.
+  return raw.isLightMyRequest === true ? raw.writableEnded : raw.writableFinished
+}

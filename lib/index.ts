@@ -1,0 +1,76 @@
+/**
+ * FastAPI's background tasks for Fastify: hooks and routes add tasks to the request, the reply goes out, the tasks run in
+ * order, and `app.close()` waits for them.
+ */
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import fp from 'fastify-plugin'
+import { AppBackgroundTasks } from './app-background-tasks.js'
+import { BackgroundTasks } from './background-tasks.js'
+import { drain } from './drain.js'
+import { FST_BGT_ALREADY_REGISTERED } from './errors.js'
+import { Exchange, watchExchanges } from './exchange.js'
+import { resolveOptions, type FastifyBackgroundTasksOptions } from './options.js'
+import { Runner } from './runner.js'
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** The request's background tasks. */
+    readonly backgroundTasks: BackgroundTasks
+  }
+  interface FastifyInstance {
+    /** Background tasks outside any request, and what is known of all of them. */
+    readonly backgroundTasks: AppBackgroundTasks
+  }
+}
+
+/**
+ * The plugin. Registered once, for an app or for one encapsulated plugin and its children.
+ *
+ * Rejects with `FST_BGT_INVALID_OPTION` or `FST_BGT_ALREADY_REGISTERED`.
+ */
+async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBackgroundTasksOptions): Promise<void> {
+  if (app.hasDecorator('backgroundTasks')) throw new FST_BGT_ALREADY_REGISTERED()
+  const runner = new Runner(resolveOptions(options), app.log)
+
+  // One exchange a request has one list, and knows it as its listener.
+  const listOf = (request: FastifyRequest): BackgroundTasks =>
+    (Exchange.listenerOf(request) as BackgroundTasks | undefined) ?? new BackgroundTasks(runner, request)
+
+  watchExchanges(app, listOf)
+  app.decorate('backgroundTasks', new AppBackgroundTasks(runner))
+  app.decorateRequest('backgroundTasks', {
+    getter (this: FastifyRequest) { return listOf(this) }
+  })
+  drainOnClose(app, runner)
+}
+
+/**
+ * Drains once the server has closed and the requests in flight have ended, before any other plugin's `onClose`: those run
+ * last registered first, but `onClose` called while `preClose` hooks run puts the drain at their head, so that databases
+ * registered before and after are still open for the tasks. A `preClose` hook of another plugin that throws skips ours:
+ * then the plain hook drains.
+ */
+function drainOnClose (app: ClosingApp, runner: Runner): void {
+  let drained: Promise<void> | undefined
+  const drainOnce = async (): Promise<void> => { await (drained ??= drain(runner)) }
+  app.addHook('preClose', done => {
+    app.onClose?.(drainOnce)
+    done()
+  })
+  app.addHook('onClose', drainOnce)
+}
+
+/** `onClose` is what `addHook('onClose')` calls; Fastify's types leave it out. */
+type ClosingApp = FastifyInstance & { onClose?: (fn: () => Promise<void>) => void }
+
+const backgroundTasks = fp(fastifyBackgroundTasks, { fastify: '5.x', name: 'fastify-background-tasks' })
+
+export default backgroundTasks
+export { backgroundTasks, backgroundTasks as fastifyBackgroundTasks }
+export { BackgroundTask, type TaskFunction, type TaskFunctionFor, type TaskState } from './background-task.js'
+export type { BackgroundTasks, TaskAdder } from './background-tasks.js'
+export type { AppBackgroundTasks } from './app-background-tasks.js'
+export type { ExchangeOutcome } from './exchange.js'
+export type { FastifyBackgroundTasksOptions, IdleOptions, TaskCondition, TaskOptions } from './options.js'
+export type { TaskStats } from './ledger.js'
+export type { TaskAbandonedMessage, TaskAddedMessage, TaskRunMessage, TaskSkippedMessage } from './diagnostics.js'

@@ -1,0 +1,130 @@
+import type { AsyncResource } from 'node:async_hooks'
+import type { FastifyBaseLogger } from 'fastify'
+import type { BackgroundTask } from './background-task.js'
+import { abandonedChannel, addedChannel, skippedChannel, type TaskAddedMessage } from './diagnostics.js'
+import { overloaded } from './errors.js'
+import { attempt } from './limits.js'
+import type { TaskList } from './task-list.js'
+
+/** Counts since the plugin was registered. Cleanups do not count. */
+export interface TaskStats {
+  readonly pending: number
+  readonly running: number
+  readonly succeeded: number
+  readonly failed: number
+  readonly skipped: number
+  readonly abandoned: number
+  readonly enqueued: number
+  /** Milliseconds since the pending task that has waited longest was added; 0 when nothing is pending. */
+  readonly oldestPendingMs: number
+}
+
+/** Failures kept for `idle({ rejectOnFailure: true })`. */
+const MAX_FAILURES = 100
+
+/** What becomes of each task: its one change of state at a time, with its count and its channel. */
+export class Ledger {
+  readonly #counts = { pending: 0, running: 0, succeeded: 0, failed: 0, skipped: 0, abandoned: 0, enqueued: 0 }
+  readonly #maxPending: number
+  #failures: unknown[] = []
+
+  constructor (maxPending: number) {
+    this.#maxPending = maxPending
+  }
+
+  /** Tasks that have not finished. */
+  get unfinished (): number {
+    return this.#counts.pending + this.#counts.running
+  }
+
+  stats (lists: Iterable<TaskList>): TaskStats {
+    let oldest = Infinity
+    for (const list of lists) oldest = Math.min(oldest, list.oldestAddedAt() ?? Infinity)
+    return { ...this.#counts, oldestPendingMs: oldest === Infinity ? 0 : performance.now() - oldest }
+  }
+
+  takeFailures (): unknown[] {
+    const failures = this.#failures
+    this.#failures = []
+    return failures
+  }
+
+  /** @throws FST_BGT_OVERLOADED */
+  admit (): void {
+    if (this.unfinished >= this.#maxPending) throw overloaded(this.unfinished, this.#maxPending)
+  }
+
+  added (list: TaskList, task: BackgroundTask): void {
+    task.addedAt = performance.now()
+    list.unfinished++
+    this.#counts.pending++
+    if (addedChannel.hasSubscribers) addedChannel.publish(messageOf(list, task))
+  }
+
+  started (task: BackgroundTask): void {
+    this.#counts.pending--
+    this.#counts.running++
+    task.begin()
+  }
+
+  succeeded (list: TaskList, task: BackgroundTask): void {
+    list.unfinished--
+    this.#counts.running--
+    this.#counts.succeeded++
+    task.end('succeeded')
+  }
+
+  /** @returns the task's context, in which its failure is to be reported */
+  failed (list: TaskList, task: BackgroundTask, error: unknown): AsyncResource | undefined {
+    list.unfinished--
+    // One whose `when` threw has not started.
+    this.#counts[task.state === 'running' ? 'running' : 'pending']--
+    this.#counts.failed++
+    if (this.#failures.length < MAX_FAILURES) this.#failures.push(error)
+    return task.end('failed')
+  }
+
+  skipped (list: TaskList, task: BackgroundTask, reason: string): void {
+    list.unfinished--
+    this.#counts.pending--
+    this.#counts.skipped++
+    task.end('skipped')
+    if (skippedChannel.hasSubscribers) skippedChannel.publish({ ...messageOf(list, task), reason })
+    if (isDebug(list.log)) {
+      attempt(() => { list.log.debug({ task: bindingsOf(task), reason }, `background task skipped: ${reason}`) })
+    }
+  }
+
+  abandoned (list: TaskList, task: BackgroundTask): void {
+    list.unfinished--
+    this.#counts[task.state === 'running' ? 'running' : 'pending']--
+    this.#counts.abandoned++
+    task.end('abandoned')
+    task.abort()
+    if (!abandonedChannel.hasSubscribers) return
+    abandonedChannel.publish({ ...messageOf(list, task), ageMs: performance.now() - task.addedAt })
+  }
+
+  /** A task that comes after the drain. */
+  refused (list: TaskList, task: BackgroundTask): void {
+    this.added(list, task)
+    this.abandoned(list, task)
+    attempt(() => {
+      list.log.error({ task: bindingsOf(task) }, 'background task abandoned: it was added after the app had closed')
+    })
+  }
+}
+
+/** What a log line says of a task: never its arguments. */
+export function bindingsOf (task: BackgroundTask): { id: string, name: string } {
+  return { id: task.id, name: task.name }
+}
+
+export function messageOf (list: TaskList, task: BackgroundTask): TaskAddedMessage {
+  return list.request === undefined ? { task } : { task, request: list.request }
+}
+
+// Pino tells; of other loggers it is not known, so they get the line.
+function isDebug (log: FastifyBaseLogger & { isLevelEnabled?: (level: string) => boolean }): boolean {
+  return log.isLevelEnabled?.('debug') ?? true
+}

@@ -1,0 +1,166 @@
+import type { FastifyBaseLogger } from 'fastify'
+import type { BackgroundTask } from './background-task.js'
+import { Ledger, type TaskStats } from './ledger.js'
+import { attempt } from './limits.js'
+import type { ResolvedOptions } from './options.js'
+import type { TaskList } from './task-list.js'
+import { TaskRuns } from './task-runs.js'
+import { Turns } from './turns.js'
+
+/** The executor of an app's tasks: runs the tasks of each list one by one, and knows which lists have work. */
+export class Runner {
+  readonly log: FastifyBaseLogger
+  readonly options: ResolvedOptions
+  readonly ledger: Ledger
+  /** The lists that have work. */
+  readonly open = new Set<TaskList>()
+  /** Whether the drain is over: what is added now is abandoned. */
+  closed = false
+  readonly #runs: TaskRuns
+  readonly #turns: Turns
+  #watchers: Array<() => void> = []
+  #controller: AbortController | undefined
+
+  constructor (options: ResolvedOptions, log: FastifyBaseLogger) {
+    this.log = log
+    this.options = options
+    this.ledger = new Ledger(options.maxPending)
+    this.#runs = new TaskRuns(options, this.ledger)
+    this.#turns = new Turns(options.concurrency, list => { this.#takeTurn(list) })
+  }
+
+  /** Aborts at the deadline of the drain. */
+  get signal (): AbortSignal {
+    this.#controller ??= new AbortController()
+    return this.#controller.signal
+  }
+
+  get stats (): TaskStats {
+    return this.ledger.stats(this.open)
+  }
+
+  added (list: TaskList, task: BackgroundTask): void {
+    this.ledger.added(list, task)
+    this.wake(list)
+    if (this.options.waitUntil !== undefined && list.request !== undefined) this.#waitUntil(list, this.options.waitUntil)
+  }
+
+  cancelled (list: TaskList, task: BackgroundTask): void {
+    this.ledger.skipped(list, task, 'it was cancelled')
+    if (list.phase === 'waiting' && !list.hasWork) this.#leave(list)
+  }
+
+  /** The list has work. */
+  wake (list: TaskList): void {
+    this.open.add(list)
+    if (list.phase === 'ended') this.#turns.queue(list)
+  }
+
+  exchangeEnded (list: TaskList): void {
+    if (list.hasWork) this.#turns.queue(list)
+    else this.#finish(list)
+  }
+
+  /** Resolves when no list has work. */
+  async idle (): Promise<void> {
+    while (this.open.size > 0) await this.nextLeave()
+  }
+
+  /** Resolves when a list has no work any more. */
+  nextLeave (): Promise<void> {
+    return new Promise(resolve => { this.#watchers.push(resolve) })
+  }
+
+  /** Cuts off what is left of all lists, and tells their signals and cleanups. */
+  abandonAll (): Array<{ list: TaskList, task: BackgroundTask }> {
+    this.closed = true
+    this.#controller ??= new AbortController()
+    this.#controller.abort()
+    return [...this.open].flatMap(list => this.#abandon(list).map(task => ({ list, task })))
+  }
+
+  #abandon (list: TaskList): BackgroundTask[] {
+    const tasks = list.takeAll()
+    this.#runs.cutOff(list, this.signal.reason)
+    for (const task of tasks) this.ledger.abandoned(list, task)
+    // Started, and not waited for.
+    for (let cleanup = list.nextCleanup(); cleanup !== undefined; cleanup = list.nextCleanup()) this.#runs.cleanUp(list, cleanup)
+    if (list.phase === 'waiting') this.#leave(list)
+    else this.#finish(list)
+    return tasks
+  }
+
+  #takeTurn (list: TaskList): void {
+    list.phase = 'running'
+    const wait = this.#advance(list)
+    if (wait !== undefined) void this.#follow(list, wait)
+  }
+
+  /** Runs tasks until one has to be waited for, which it returns, or the list has ended, or the turn is up. */
+  #advance (list: TaskList): PromiseLike<unknown> | undefined {
+    for (;;) {
+      const wait = this.#runNext(list)
+      if (wait !== undefined) return wait
+      if (list.phase === 'ended') return undefined
+      if (this.#turns.isUp()) {
+        this.#turns.queue(list)
+        return undefined
+      }
+    }
+  }
+
+  #runNext (list: TaskList): PromiseLike<unknown> | undefined {
+    const task = list.next()
+    if (task !== undefined) return this.#runs.run(list, task)
+    const cleanup = list.nextCleanup()
+    if (cleanup !== undefined) return this.#runs.run(list, cleanup, true)
+    this.#finish(list)
+    return undefined
+  }
+
+  /** Goes on behind a promise: a task's, or that of an `onError`. */
+  async #follow (list: TaskList, first: PromiseLike<unknown>): Promise<void> {
+    const { epoch } = list
+    let wait: PromiseLike<unknown> | undefined = first
+    while (wait !== undefined) {
+      const task = list.current
+      try {
+        const result = await wait
+        if (list.epoch !== epoch) return this.#runs.late(list, task)
+        if (task !== undefined) this.#runs.succeeded(list, task, result)
+        wait = undefined
+      } catch (error) {
+        if (list.epoch !== epoch) return this.#runs.late(list, task)
+        wait = task === undefined ? undefined : this.#runs.failed(list, task, error)
+      }
+      if (wait !== undefined) continue
+      if (this.#turns.isUp()) return this.#turns.queue(list)
+      wait = this.#advance(list)
+    }
+  }
+
+  #finish (list: TaskList): void {
+    list.phase = 'ended'
+    this.#turns.leave(list)
+    this.#leave(list)
+    list.end()
+  }
+
+  #leave (list: TaskList): void {
+    this.open.delete(list)
+    if (this.#watchers.length === 0) return
+    const watchers = this.#watchers
+    this.#watchers = []
+    for (const notify of watchers) notify()
+  }
+
+  #waitUntil (list: TaskList, waitUntil: (promise: Promise<void>) => void): void {
+    const ended = list.whenEnded()
+    if (ended === undefined) return
+    try {
+      waitUntil(ended)
+    } catch (error) {
+      attempt(() => { list.log.error({ err: error }, 'waitUntil failed: the platform may not wait for the background tasks') })
+    }
+  }
+}

@@ -1,0 +1,155 @@
+import type { BackgroundTask } from './background-task.js'
+import { publishRunEnd, runIsTraced, traceRun, type TaskRunMessage } from './diagnostics.js'
+import { FST_BGT_TIMEOUT } from './errors.js'
+import { bindingsOf, messageOf, type Ledger } from './ledger.js'
+import { attempt, isThenable, limited } from './limits.js'
+import type { ResolvedOptions } from './options.js'
+import type { TaskList } from './task-list.js'
+
+/** One run of one task or cleanup: whether it runs, how long it may, and what is said when it fails. */
+export class TaskRuns {
+  readonly #options: ResolvedOptions
+  readonly #ledger: Ledger
+
+  constructor (options: ResolvedOptions, ledger: Ledger) {
+    this.#options = options
+    this.#ledger = ledger
+  }
+
+  /** @returns what has to be waited for before the list goes on: the task's promise, or that of an `onError` */
+  run (list: TaskList, task: BackgroundTask, isCleanup = false): PromiseLike<unknown> | undefined {
+    list.cleaning = isCleanup
+    try {
+      if (isCleanup) {
+        task.begin()
+      } else {
+        const reason = this.#reasonToSkip(list, task)
+        if (reason !== undefined) {
+          this.#ledger.skipped(list, task, reason)
+          return undefined
+        }
+        this.#ledger.started(task)
+      }
+      list.current = task
+      const result = this.#start(list, task)
+      if (isThenable(result)) return result
+      this.succeeded(list, task, result)
+      return undefined
+    } catch (error) {
+      return this.failed(list, task, error)
+    }
+  }
+
+  succeeded (list: TaskList, task: BackgroundTask, result: unknown): void {
+    list.current = undefined
+    endTrace(list, { result })
+    if (list.cleaning) task.end('succeeded')
+    else this.#ledger.succeeded(list, task)
+  }
+
+  failed (list: TaskList, task: BackgroundTask, error: unknown): Promise<void> | undefined {
+    list.current = undefined
+    endTrace(list, { error })
+    if (this.#options.stopOnError && !list.cleaning) list.stopped = true
+    const context = list.cleaning ? task.end('failed') : this.#ledger.failed(list, task, error)
+    const report = (): Promise<void> | undefined => this.#report(list, task, error)
+    return context === undefined ? report() : context.runInAsyncScope(report)
+  }
+
+  /** A task that the drain has cut off ended after all. */
+  late (list: TaskList, task: BackgroundTask | undefined): void {
+    if (task === undefined) return
+    attempt(() => { list.log.debug({ task: bindingsOf(task) }, 'background task ended after it was cut off') })
+  }
+
+  /** At the deadline of the drain: the cleanup is started and not waited for. */
+  cleanUp (list: TaskList, cleanup: BackgroundTask): void {
+    const failed = (error: unknown): void => { void this.#report(list, cleanup, error) }
+    try {
+      const result = cleanup.start()
+      if (isThenable(result)) result.then(undefined, failed)
+    } catch (error) {
+      failed(error)
+    }
+    cleanup.end('abandoned')
+  }
+
+  /** The drain has cut off the task that runs. */
+  cutOff (list: TaskList, reason: unknown): void {
+    endTrace(list, { error: reason })
+  }
+
+  #reasonToSkip (list: TaskList, task: BackgroundTask): string | undefined {
+    if (list.stopped) return 'a task before it failed, and stopOnError is set'
+    const outcome = list.exchange?.outcome
+    if (outcome === undefined) return undefined
+    const when = task.options?.when ?? this.#options.when
+    if (when === 'always') return undefined
+    if (when === 'success') return outcome.failed ? 'the exchange failed, and its `when` is \'success\'' : undefined
+    if (when === 'error') return outcome.failed ? undefined : 'the exchange did not fail, and its `when` is \'error\''
+    return when(outcome) ? undefined : 'its `when` returned false'
+  }
+
+  #start (list: TaskList, task: BackgroundTask): unknown {
+    const { slowTask: slow } = this.#options
+    const timeout = task.options?.timeout ?? this.#options.timeout
+    const traced = runIsTraced() && !list.cleaning
+    if (!traced && timeout === undefined && slow === undefined) return task.start()
+
+    const startedAt = performance.now()
+    const result = traced ? this.#trace(list, task, startedAt) : task.start()
+    const tookMs = performance.now() - startedAt
+    const warn = (text: string): void => { attempt(() => { list.log.warn({ task: bindingsOf(task) }, text) }) }
+    const isSlow = (): void => { warn(`background task is slow: it has been running for more than ${String(slow)} ms`) }
+    if (!isThenable(result)) {
+      if (timeout !== undefined && tookMs > timeout) {
+        warn(`background task outlasted its timeout of ${timeout} ms: a synchronous function cannot be interrupted`)
+      } else if (slow !== undefined && tookMs > slow) {
+        isSlow()
+      }
+      return result
+    }
+    return limited(result, {
+      timeout: timeout && Math.max(timeout - tookMs, 0),
+      slow: slow && Math.max(slow - tookMs, 0),
+      onTimeout: () => {
+        const error = new FST_BGT_TIMEOUT(task.name, timeout)
+        task.abort(error)
+        return error
+      },
+      onSlow: isSlow,
+      onLate: () => { this.late(list, task) }
+    })
+  }
+
+  #trace (list: TaskList, task: BackgroundTask, startedAt: number): unknown {
+    const message: TaskRunMessage = { ...messageOf(list, task), queuedMs: startedAt - task.addedAt }
+    const result = task.start(call => traceRun(message, call))
+    if (isThenable(result)) list.trace = message
+    return result
+  }
+
+  /** One log line, then `onError`; neither can stop the list. */
+  #report (list: TaskList, task: BackgroundTask, error: unknown): Promise<void> | undefined {
+    attempt(() => { list.log.error({ err: error, task: bindingsOf(task) }, 'background task failed') })
+    const { onError } = this.#options
+    if (onError === undefined) return undefined
+    const failed = (onErrorError: unknown): void => {
+      attempt(() => { list.log.error({ err: onErrorError, task: bindingsOf(task) }, 'onError of a background task failed') })
+    }
+    try {
+      const result: unknown = onError(error, task, list.request)
+      return isThenable(result) ? Promise.resolve(result).then(() => {}, failed) : undefined
+    } catch (onErrorError) {
+      failed(onErrorError)
+      return undefined
+    }
+  }
+}
+
+/** The trace of a task that was waited for ends with it. */
+function endTrace (list: TaskList, end: { result: unknown } | { error: unknown }): void {
+  if (list.trace === undefined) return
+  publishRunEnd(Object.assign(list.trace, end))
+  list.trace = undefined
+}

@@ -1,0 +1,92 @@
+import type { TaskList } from './task-list.js'
+
+/** Milliseconds of one turn of the event loop that tasks may use before everything else has its chance. */
+const TURN_MS = 4
+/** Tasks this short are not timed one by one, but so many at a time: reading the clock costs as much as they do. */
+const SHORT_MS = 0.05
+const SHORT_RUN = 8
+
+/**
+ * When lists go on: each needs a seat (`concurrency`), and shares a turn of the event loop with the others that are
+ * ready, the first first. Lists that become ready in the same turn share one `setImmediate`.
+ */
+export class Turns {
+  readonly #advance: (list: TaskList) => void
+  #seats: number
+  readonly #seatless = new Set<TaskList>()
+  #ready: TaskList[] = []
+  #scheduled = false
+  #endsAt = 0
+  #lookedAt = 0
+  #granted = 1
+  #credits = 1
+
+  /** @param advance runs a list until it waits, has ended, or the turn is up */
+  constructor (concurrency: number, advance: (list: TaskList) => void) {
+    this.#seats = concurrency
+    this.#advance = advance
+  }
+
+  /** The list has work. */
+  queue (list: TaskList): void {
+    list.phase = 'queued'
+    if (list.seated) {
+      this.#schedule(list)
+    } else if (this.#seats > 0) {
+      this.#seats--
+      list.seated = true
+      this.#schedule(list)
+    } else {
+      this.#seatless.add(list)
+    }
+  }
+
+  /** The list has no work left. */
+  leave (list: TaskList): void {
+    this.#seatless.delete(list)
+    if (!list.seated) return
+    list.seated = false
+    this.#seats++
+    const [next] = this.#seatless
+    if (next === undefined) return
+    this.#seatless.delete(next)
+    this.queue(next)
+  }
+
+  /** Whether other work should have its chance. */
+  isUp (): boolean {
+    if (--this.#credits > 0) return false
+    const now = performance.now()
+    const short = now - this.#lookedAt < SHORT_MS * this.#granted
+    this.#granted = this.#credits = short ? SHORT_RUN : 1
+    this.#lookedAt = now
+    return now >= this.#endsAt
+  }
+
+  #schedule (list: TaskList): void {
+    this.#ready.push(list)
+    if (this.#scheduled) return
+    this.#scheduled = true
+    setImmediate(() => { this.#turn() })
+  }
+
+  #turn (): void {
+    const lists = this.#ready
+    this.#ready = []
+    this.#scheduled = false
+    this.#lookedAt = performance.now()
+    this.#endsAt = this.#lookedAt + TURN_MS
+    this.#granted = this.#credits = 1
+    for (let i = 0; i < lists.length; i++) {
+      if (i > 0 && this.isUp()) {
+        const later = this.#ready
+        this.#ready = []
+        for (const list of lists.slice(i).concat(later)) this.#schedule(list)
+        return
+      }
+      // Past `queued` it was abandoned meanwhile.
+      const list = lists[i] as TaskList
+      if (list.phase === 'queued') this.#advance(list)
+    }
+  }
+}
