@@ -1,3 +1,4 @@
+import { AsyncResource } from 'node:async_hooks'
 import type { TaskList } from './task-list.js'
 
 /** Milliseconds of one turn of the event loop that tasks may use before everything else has its chance. */
@@ -12,6 +13,9 @@ const SHORT_RUN = 8
  */
 export class Turns {
   readonly #advance: (list: TaskList) => void
+  readonly #turn = (): void => { this.#takeTurn() }
+  // A turn serves many requests: the stores of the one that asked for it have no place there, nor would they ever be let go.
+  readonly #context = new AsyncResource('BackgroundTasksTurn')
   #seats: number
   readonly #seatless = new Set<TaskList>()
   #ready: TaskList[] = []
@@ -67,10 +71,10 @@ export class Turns {
     this.#ready.push(list)
     if (this.#scheduled) return
     this.#scheduled = true
-    setImmediate(() => { this.#turn() })
+    this.#context.runInAsyncScope(setImmediate, undefined, this.#turn)
   }
 
-  #turn (): void {
+  #takeTurn (): void {
     const lists = this.#ready
     this.#ready = []
     this.#scheduled = false
