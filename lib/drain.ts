@@ -11,28 +11,40 @@ import type { TaskList } from './task-list.js'
 export async function drain (runner: Runner): Promise<void> {
   const { closeTimeout } = runner.options
   const startedAt = performance.now()
+  let exiting = false
   if (runner.open.size > 0) sayWhatIsWaitedFor(runner)
   while (runner.open.size > 0) {
     const elapsed = performance.now() - startedAt
-    if (elapsed >= closeTimeout) {
-      abandon(runner)
-      break
-    }
+    const unsettledMs = closeTimeout / 2 - elapsed
     const onlyUnsettled = isOnlyUnsettled(runner.open)
-    const isLate = elapsed >= closeTimeout / 2
-    if (onlyUnsettled && isLate) for (const list of runner.open) list.exchange?.force()
-    const until = onlyUnsettled && !isLate ? closeTimeout / 2 : closeTimeout
-    await nextLeaveOr(runner, until - elapsed)
+    if (elapsed >= closeTimeout) {
+      abandon(runner, 'for closeTimeout has passed')
+    } else if (exiting || (onlyUnsettled && unsettledMs <= 0)) {
+      if (!endUnsettled(runner.open)) abandon(runner, 'for nothing in the process can settle them any more')
+      exiting = false
+    } else {
+      exiting = await nextLeave(runner, onlyUnsettled ? unsettledMs : closeTimeout - elapsed)
+    }
   }
   runner.closed = true
 }
 
-async function nextLeaveOr (runner: Runner, ms: number): Promise<void> {
-  let timer: NodeJS.Timeout | undefined
-  // The deadline alone keeps no process alive.
-  const timeUp = new Promise<void>(resolve => { timer = setTimeout(resolve, ms).unref() })
-  await Promise.race([runner.nextLeave(), timeUp])
-  clearTimeout(timer)
+/**
+ * Resolves when a list has left or the time is up; to true when the process is about to exit. The deadline alone keeps no
+ * process alive, so one in which nothing else happens would end without a word about its tasks.
+ */
+async function nextLeave (runner: Runner, ms: number): Promise<boolean> {
+  return await new Promise(resolve => {
+    const timer = setTimeout(done, ms, false).unref()
+    const exit = (): void => { done(true) }
+    function done (exiting: boolean): void {
+      clearTimeout(timer)
+      process.removeListener('beforeExit', exit)
+      resolve(exiting)
+    }
+    process.once('beforeExit', exit)
+    runner.onLeave(() => { done(false) })
+  })
 }
 
 function sayWhatIsWaitedFor (runner: Runner): void {
@@ -48,13 +60,18 @@ function isOnlyUnsettled (lists: Iterable<TaskList>): boolean {
   return true
 }
 
-function abandon (runner: Runner): void {
+/** @returns whether there were any */
+function endUnsettled (lists: Iterable<TaskList>): boolean {
+  const unsettled = [...lists].filter(list => list.phase === 'waiting')
+  for (const list of unsettled) list.exchange?.force()
+  return unsettled.length > 0
+}
+
+function abandon (runner: Runner, why: string): void {
   const now = performance.now()
   const tasks = runner.abandonAll().map(({ list, task }) => ({
     ...bindingsOf(task), requestId: list.request?.id, ageMs: Math.round(now - task.addedAt)
   }))
   const names = tasks.map(task => task.name).join(', ')
-  attempt(() => {
-    runner.log.error({ tasks }, `background tasks abandoned, for closeTimeout has passed: ${names}`)
-  })
+  attempt(() => { runner.log.error({ tasks }, `background tasks abandoned, ${why}: ${names}`) })
 }

@@ -63,12 +63,12 @@ export class Runner {
 
   /** Resolves when no list has work. */
   async idle (): Promise<void> {
-    while (this.open.size > 0) await this.nextLeave()
+    while (this.open.size > 0) await new Promise<void>(resolve => { this.onLeave(resolve) })
   }
 
-  /** Resolves when a list has no work any more. */
-  nextLeave (): Promise<void> {
-    return new Promise(resolve => { this.#watchers.push(resolve) })
+  /** Calls back once, when a list has no work any more. */
+  onLeave (notify: () => void): void {
+    this.#watchers.push(notify)
   }
 
   /** Cuts off what is left of all lists, and tells their signals and cleanups. */

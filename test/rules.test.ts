@@ -68,9 +68,7 @@ t.test('rule 2: a synchronous task is not awaited through a promise, a thenable 
     const tasks = request.backgroundTasks
     tasks.addTask(() => { queueMicrotask(() => { ran.push('microtask') }) })
     tasks.addTask(() => { ran.push('synchronous'); return 'a value' })
-    // eslint-disable-next-line unicorn/no-thenable
     tasks.addTask(() => ({ then: (resolve: () => void) => { setImmediate(() => { ran.push('thenable'); resolve() }) } }))
-    // eslint-disable-next-line unicorn/no-thenable
     tasks.addTask(() => Object.assign(() => {}, { then: (resolve: () => void) => { ran.push('thenable function'); resolve() } }))
     tasks.addTask(() => { ran.push('last') })
     return 'ok'
@@ -131,7 +129,6 @@ t.test('rule 4: a throw of anything is logged and reaches onError, and the next 
     tasks.addTask(async function rejecting (_: object) { await turn(); throw broken }, secret)
     tasks.addTask(function throwingUndefined () { throw undefined }) // eslint-disable-line no-throw-literal
     tasks.addTask(async () => await Promise.reject(null)) // eslint-disable-line prefer-promise-reject-errors
-    // eslint-disable-next-line unicorn/no-thenable
     tasks.addTask(function hostile () { return { get then () { throw broken } } })
     tasks.addTask(() => { after.resolve() })
     return 'ok'
@@ -611,4 +608,3 @@ function hostileLogger (): FastifyInstance['log'] {
   const log = { level: 'debug', trace: fail, debug: fail, info: () => {}, warn: fail, error: fail, fatal: fail, silent: () => {}, child: () => log }
   return log as unknown as FastifyInstance['log']
 }
-
