@@ -55,6 +55,13 @@ export class BackgroundTask<Args extends unknown[] = unknown[]> {
     this.#context = new AsyncResource('BackgroundTask')
   }
 
+  /** @internal Takes the array of arguments over: no second one for what `addTask` was given. */
+  static of (fn: TaskFunction, args: unknown[]): BackgroundTask {
+    const task = new BackgroundTask(fn as TaskFunction<[]>)
+    task.#args = args
+    return task
+  }
+
   /** A UUID, made on first read. */
   get id (): string {
     this.#id ??= randomUUID()

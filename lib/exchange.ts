@@ -14,6 +14,7 @@
  */
 import type { ServerResponse } from 'node:http'
 import type { Http2Stream } from 'node:http2'
+import type { Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { FST_BGT_OVERLOADED, RETRY_AFTER } from './errors.js'
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
@@ -41,6 +42,7 @@ const kReturned = Symbol('fastify-background-tasks.returned')
 const kSettled = Symbol('fastify-background-tasks.settled')
 const kFailure = Symbol('fastify-background-tasks.failure')
 
+type RawRequest = FastifyRequest['raw'] & { [kExchange]?: Exchange }
 type RawResponse = ServerResponse & { stream?: Http2Stream, isLightMyRequest?: boolean, [kExchange]?: Exchange }
 
 // `undefined` can be thrown too, and is not to be mistaken for no failure.
@@ -64,17 +66,19 @@ export class Exchange {
   /** Undefined until the exchange has ended. */
   outcome: ExchangeOutcome | undefined
   readonly listener: ExchangeListener
-  readonly #request: Watched
+  readonly request: Watched
   #over = false
   #aborted = false
-  #upgraded = false
+  /** What a hijacked upgrade was answered with. */
+  #upgradeStatus: number | undefined
 
   constructor (request: FastifyRequest, listener: ExchangeListener) {
-    this.#request = request
+    this.request = request
     this.listener = listener
-    this.#request[kExchange] = this
-    const reply = this.#request[kReply]
+    this.request[kExchange] = this
+    const reply = this.request[kReply]
     if (reply != null) this.seen(reply)
+    else if (!request.raw.readableEnded) watchBody(this)
   }
 
   /** The listener of a request's exchange, if it has one. */
@@ -87,30 +91,35 @@ export class Exchange {
     const raw: RawResponse = reply.raw
     if (this.#over || raw[kExchange] !== undefined) return
     raw[kExchange] = this
-    if (isGone(raw, this.#request)) {
-      this.closed(raw)
+    if (isGone(raw, this.request)) {
+      this.closed(isComplete(raw, this.request))
       return
     }
     raw.on('close', onClose)
     // Nobody detaches a refused upgrade's response from its socket, so its `close` waits for the connection's.
-    if (isUpgrade(this.#request)) raw.on('finish', onClose)
+    if (isUpgrade(this.request)) raw.on('finish', () => { this.closed(true) })
     if (hasNoTurnYet(raw)) this.#watchSocket(raw)
   }
 
   /** The socket's side is done. */
-  closed (raw: RawResponse): void {
+  closed (complete: boolean): void {
     if (this.#over) return
     this.#over = true
-    this.#aborted = !this.#upgraded && (this.#request[kSettled] === SETTLED_AFTER_ABORT || !isComplete(raw))
+    this.#aborted = !complete || this.request[kSettled] === SETTLED_AFTER_ABORT
     this.advance()
   }
 
   /** Looks whether the exchange has ended by now. */
   advance (): void {
     if (!this.#over || this.outcome !== undefined) return
-    const { [kSettled]: settled = UNSETTLED, [kReply]: reply } = this.#request
+    const { [kSettled]: settled = UNSETTLED, [kReply]: reply } = this.request
     if (settled !== UNSETTLED || reply?.sent === true) this.#end()
     else this.#followHandler()
+  }
+
+  /** Fastify waits for a body that never comes; a handler that runs already reads it by itself. */
+  bodyLost (): void {
+    if (this.request[kReply] == null) this.force()
   }
 
   /** Ends an exchange whose handler was never seen to settle. */
@@ -122,27 +131,33 @@ export class Exchange {
   }
 
   /** The first bytes on the socket of a hijacked upgrade tell whether it was accepted. */
-  upgrading (): void {
-    const socket = this.#request.raw.socket
-    const write = socket.write
-    socket.write = (...args: unknown[]) => {
-      socket.write = write
-      const accepted = String(args[0]).startsWith('HTTP/1.1 101')
-      // What Node's types cannot say: the arguments of whichever overload the caller used.
-      const flushed = Reflect.apply(write, socket, args) as boolean
-      if (accepted) {
-        this.#upgraded = true
-        this.closed(this.#request[kReply]?.raw as RawResponse)
-      }
-      return flushed
+  upgrading (raw: RawResponse): void {
+    const socket = raw.socket ?? this.request.raw.socket
+    const { write, end } = socket
+    const watch = <Method extends typeof write | typeof end>(method: Method, tells: RegExp): Method => {
+      // What Node's types cannot say: the arguments and result of whichever overload the caller used.
+      return ((...args: unknown[]) => {
+        socket.write = write
+        socket.end = end
+        const result: unknown = Reflect.apply(method, socket, args)
+        const status = tells.exec(String(args[0]))?.[1]
+        if (status !== undefined) {
+          this.#upgradeStatus = Number(status)
+          this.closed(true)
+        }
+        return result
+      }) as Method
     }
+    socket.write = watch(write, /^HTTP\/1\.1 (101)/)
+    // A refusal of `ws` itself.
+    socket.end = watch(end, /^HTTP\/1\.1 (\d{3})/)
   }
 
   #end (): void {
-    const { [kFailure]: error, [kReply]: reply } = this.#request
+    const { [kFailure]: error, [kReply]: reply } = this.request
     const failed = error !== undefined
     this.outcome = {
-      statusCode: this.#upgraded ? 101 : reply?.raw.statusCode ?? 200,
+      statusCode: this.#upgradeStatus ?? reply?.raw.statusCode ?? 200,
       failed,
       ...(failed && { error: error === THREW_UNDEFINED ? undefined : error }),
       aborted: this.#aborted
@@ -151,18 +166,20 @@ export class Exchange {
   }
 
   #followHandler (): void {
-    const returned = this.#request[kReturned]
-    if (!isThenable(returned)) return
-    // A rejection reaches `reply.send`.
-    returned.then(() => {
-      this.#request[kSettled] ||= SETTLED
+    const returned = this.request[kReturned]
+    // A rejection reaches `reply.send`. The reply itself is a thenable too, but of the response, not of the handler.
+    if (!isThenable(returned) || returned === (this.request[kReply] as unknown)) return
+    // So does anything but `undefined`, and may fail there.
+    returned.then(value => {
+      if (value !== undefined) return
+      this.request[kSettled] ||= SETTLED
       this.advance()
     }, () => {})
   }
 
   #watchSocket (raw: RawResponse): void {
-    const socket = this.#request.raw.socket
-    const lost = (): void => { this.closed(raw) }
+    const socket = this.request.raw.socket
+    const lost = (): void => { this.closed(false) }
     socket.once('close', lost)
     raw.once('close', () => { socket.removeListener('close', lost) })
   }
@@ -192,11 +209,11 @@ function watchReply (app: FastifyInstance, open: (request: FastifyRequest) => vo
   function send (this: FastifyReply, payload?: unknown): FastifyReply {
     base ??= baseOf(this, send)
     const request: Watched = this.request
-    if (this.sent) return base.send.call(this, payload)
-    request[kReply] = this
+    if (isEchoOfAbort(request, this, payload)) return base.send.call(this, payload)
+    const isFirst = !this.sent
     request[kExchange]?.seen(this)
-    request[kSettled] = this.raw.destroyed ? SETTLED_AFTER_ABORT : SETTLED
-    if (payload instanceof Error) fail(request, this, payload)
+    settle(request, this)
+    if (isFirst && payload instanceof Error) fail(request, this, payload)
     else if (request[kFailure] instanceof FST_BGT_OVERLOADED) sayWhenToRetry(this)
     base.send.call(this, payload)
     request[kExchange]?.advance()
@@ -207,11 +224,10 @@ function watchReply (app: FastifyInstance, open: (request: FastifyRequest) => vo
     base ??= baseOf(this, send)
     const request: Watched = this.request
     base.hijack.call(this)
-    request[kReply] = this
-    request[kSettled] = this.raw.destroyed ? SETTLED_AFTER_ABORT : SETTLED
+    settle(request, this)
     if (isUpgrade(request)) {
       if (request[kExchange] == null) open(request)
-      request[kExchange]?.upgrading()
+      request[kExchange]?.upgrading(this.raw)
     }
     request[kExchange]?.seen(this)
     request[kExchange]?.advance()
@@ -220,6 +236,11 @@ function watchReply (app: FastifyInstance, open: (request: FastifyRequest) => vo
 
   app.decorateReply('send', send)
   app.decorateReply('hijack', hijack)
+}
+
+function settle (request: Watched, reply: FastifyReply): void {
+  request[kReply] = reply
+  request[kSettled] ||= !reply.sent && isGone(reply.raw, request) ? SETTLED_AFTER_ABORT : SETTLED
 }
 
 /** The prototype behind the one that has this `send`: Fastify's own, or that of a parent app. */
@@ -241,13 +262,25 @@ function sayWhenToRetry (reply: FastifyReply): void {
 }
 
 function fail (request: Watched, reply: FastifyReply, error: unknown): void {
-  if (reply.raw.destroyed && isPrematureClose(error)) return
+  if (isGone(reply.raw, request) && isOfAbort(error)) return
   request[kFailure] = error === undefined ? THREW_UNDEFINED : error
 }
 
-/** What `await reply`, or a pipeline into the response, rejects with when the client hangs up: an abort, not a failure. */
-function isPrematureClose (error: unknown): boolean {
-  return error instanceof Error && 'code' in error && error.code === 'ERR_STREAM_PREMATURE_CLOSE'
+/**
+ * A handler that returned its reply, to send later, is told of the abort through it. Fastify sends that error in its name;
+ * the handler itself goes on.
+ */
+function isEchoOfAbort (request: Watched, reply: FastifyReply, payload: unknown): boolean {
+  return request[kReturned] === reply && isOfAbort(payload) && isGone(reply.raw, request)
+}
+
+/**
+ * What `await reply`, or a pipeline into the response, rejects with when the client hangs up, and what becomes of that
+ * error once headers were sent: an abort, not a failure.
+ */
+function isOfAbort (error: unknown): boolean {
+  return error instanceof Error && 'code' in error &&
+    (error.code === 'ERR_STREAM_PREMATURE_CLOSE' || error.code === 'ERR_HTTP_HEADERS_SENT')
 }
 
 const watched = new WeakSet<object>()
@@ -272,8 +305,29 @@ function watchHandler (route: RouteOptions & { websocket?: boolean, wsHandler?: 
   route.handler = watchedHandler
 }
 
+/**
+ * A body that an abort cuts off before Fastify reads it neither ends nor fails, so that neither the handler nor `reply.send`
+ * is ever called (`rawBody` in Fastify's content-type-parser.js): that wait begins with `resume`.
+ */
+function watchBody (exchange: Exchange): void {
+  const raw: RawRequest = exchange.request.raw
+  raw[kExchange] = exchange
+  raw.on('close', onRequestClose)
+}
+
+function onRequestClose (this: RawRequest): void {
+  if (this.readableEnded) return
+  const { resume } = this
+  this.resume = () => {
+    this.resume = resume
+    this[kExchange]?.bodyLost()
+    return this.resume()
+  }
+}
+
 function onClose (this: RawResponse): void {
-  this[kExchange]?.closed(this)
+  const exchange = this[kExchange]
+  exchange?.closed(isComplete(this, exchange.request))
 }
 
 /**
@@ -291,7 +345,9 @@ function isThenable (value: unknown): value is PromiseLike<unknown> {
 }
 
 function isUpgrade (request: FastifyRequest): boolean {
-  return (request.raw as { upgrade?: boolean | null }).upgrade === true
+  // The stand-in of `injectWS` has only the headers.
+  const { upgrade = request.raw.headers.upgrade !== undefined } = request.raw as { upgrade?: boolean | null }
+  return upgrade === true
 }
 
 /** A response behind another one of its connection: it gets the socket when it is its turn. */
@@ -304,8 +360,12 @@ function isGone (raw: RawResponse, request: FastifyRequest): boolean {
   return raw.destroyed || (raw.socket === null && (request.raw.socket as Duplex | null)?.destroyed === true)
 }
 
-function isComplete (raw: RawResponse): boolean {
-  if (raw.stream !== undefined) return raw.writableEnded && (raw.stream.rstCode ?? 0) === 0
+function isComplete (raw: RawResponse, request: FastifyRequest): boolean {
+  if (raw.stream !== undefined) return raw.writableEnded && raw.stream.writableFinished && (raw.stream.rstCode ?? 0) === 0
   // `inject()` closes its response before the bytes have left its stand-in for a socket.
-  return raw.isLightMyRequest === true ? raw.writableEnded : raw.writableFinished
+  if (raw.isLightMyRequest === true) return raw.writableEnded
+  // A response whose connection was lost counts as finished too, with its last bytes still in the socket's buffer.
+  // A stand-in for a request (`injectWS`) has none.
+  const { socket } = request.raw as { socket?: Socket }
+  return raw.writableFinished && (socket?.destroyed !== true || socket.writableFinished)
 }

@@ -5,6 +5,7 @@ import { abandonedChannel, addedChannel, skippedChannel, type TaskAddedMessage }
 import { overloaded } from './errors.js'
 import { attempt } from './limits.js'
 import type { TaskList } from './task-list.js'
+import { TurnClock } from './turn-clock.js'
 
 /** Counts since the plugin was registered. Cleanups do not count. */
 export interface TaskStats {
@@ -26,6 +27,7 @@ const MAX_FAILURES = 100
 export class Ledger {
   readonly #counts = { pending: 0, running: 0, succeeded: 0, failed: 0, skipped: 0, abandoned: 0, enqueued: 0 }
   readonly #maxPending: number
+  readonly #clock = new TurnClock()
   #failures: unknown[] = []
 
   constructor (maxPending: number) {
@@ -55,7 +57,8 @@ export class Ledger {
   }
 
   added (list: TaskList, task: BackgroundTask): void {
-    task.addedAt = performance.now()
+    // A list of one task, the usual one, has no use for the clock of the turn.
+    task.addedAt = list.unfinished === 0 ? performance.now() : this.#clock.now()
     list.unfinished++
     this.#counts.pending++
     if (addedChannel.hasSubscribers) addedChannel.publish(messageOf(list, task))

@@ -2,6 +2,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import type { BackgroundTask } from './background-task.js'
 import { Ledger, type TaskStats } from './ledger.js'
 import { attempt } from './limits.js'
+import { OpenLists } from './open-lists.js'
 import type { ResolvedOptions } from './options.js'
 import type { TaskList } from './task-list.js'
 import { TaskRuns } from './task-runs.js'
@@ -13,7 +14,7 @@ export class Runner {
   readonly options: ResolvedOptions
   readonly ledger: Ledger
   /** The lists that have work. */
-  readonly open = new Set<TaskList>()
+  readonly open = new OpenLists()
   /** Whether the drain is over: what is added now is abandoned. */
   closed = false
   readonly #runs: TaskRuns

@@ -1,5 +1,5 @@
 import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
-import { BackgroundTask, invalidTask, type TaskOwner } from './background-task.js'
+import { BackgroundTask, invalidTask, type TaskFunction, type TaskOwner } from './background-task.js'
 import type { TaskRunMessage } from './diagnostics.js'
 import type { Exchange } from './exchange.js'
 import type { TaskOptions } from './options.js'
@@ -34,6 +34,8 @@ export class TaskList implements TaskOwner {
   seated = false
   /** Rises when the list is abandoned, so that whoever awaited one of its tasks leaves it alone. */
   epoch = 0
+  /** Its place among the lists that have work, or -1. */
+  place = -1
   #tasks: Array<BackgroundTask | undefined> = []
   #head = 0
   #cleanups: BackgroundTask[] | undefined
@@ -142,7 +144,7 @@ export class TaskList implements TaskOwner {
 }
 
 function toTask (where: string, fn: unknown, args: unknown[]): BackgroundTask {
-  if (typeof fn === 'function') return new BackgroundTask(fn as (...args: unknown[]) => unknown, ...args)
+  if (typeof fn === 'function') return BackgroundTask.of(fn as TaskFunction, args)
   if (fn instanceof BackgroundTask && args.length === 0) return fn
   throw invalidTask(where, fn)
 }

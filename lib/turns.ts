@@ -17,7 +17,7 @@ export class Turns {
   // A turn serves many requests: the stores of the one that asked for it have no place there, nor would they ever be let go.
   readonly #context = new AsyncResource('BackgroundTasksTurn')
   #seats: number
-  readonly #seatless = new Set<TaskList>()
+  readonly #seatless: TaskList[] = []
   #ready: TaskList[] = []
   #scheduled = false
   #endsAt = 0
@@ -41,20 +41,18 @@ export class Turns {
       list.seated = true
       this.#schedule(list)
     } else {
-      this.#seatless.add(list)
+      this.#seatless.push(list)
     }
   }
 
   /** The list has no work left. */
   leave (list: TaskList): void {
-    this.#seatless.delete(list)
     if (!list.seated) return
     list.seated = false
     this.#seats++
-    const [next] = this.#seatless
-    if (next === undefined) return
-    this.#seatless.delete(next)
-    this.queue(next)
+    let next = this.#seatless.shift()
+    while (next !== undefined && next.phase !== 'queued') next = this.#seatless.shift()
+    if (next !== undefined) this.queue(next)
   }
 
   /** Whether other work should have its chance. */
@@ -88,7 +86,7 @@ export class Turns {
         for (const list of lists.slice(i).concat(later)) this.#schedule(list)
         return
       }
-      // Past `queued` it was abandoned meanwhile.
+      // It may have been abandoned meanwhile.
       const list = lists[i] as TaskList
       if (list.phase === 'queued') this.#advance(list)
     }

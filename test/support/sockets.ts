@@ -13,6 +13,11 @@ import backgroundTasks, { type ExchangeOutcome, type FastifyBackgroundTasksOptio
 /** Fastify's options for a server of whatever protocol: its own types tie them to the type of the instance. */
 export type ServerOptions = FastifyServerOptions & { http2?: boolean, https?: object | null }
 
+export const FAILURE = new Error('the endpoint failed')
+export const COMPLETE: ExchangeOutcome = { statusCode: 200, failed: false, aborted: false }
+export const ABORTED: ExchangeOutcome = { ...COMPLETE, aborted: true }
+export const FAILED: ExchangeOutcome = { statusCode: 500, failed: true, error: FAILURE, aborted: false }
+
 /** An app with the plugin, closed when the test has ended. */
 export async function build (t: Test, server: ServerOptions = {}, options: FastifyBackgroundTasksOptions = {}): Promise<FastifyInstance> {
   const app = bare(t, server)
@@ -41,19 +46,25 @@ export async function gone (reply: FastifyReply): Promise<void> {
 
 /** What happened, in order: a request's tasks by their names, and what a test notes itself. */
 export class Witness {
-  readonly events: string[] = []
-  readonly outcomes: Array<ExchangeOutcome | undefined> = []
+  /** The outcome that the last task has seen. */
+  outcome: ExchangeOutcome | undefined
+  #events: string[] = []
 
   /** Adds a task that runs whatever the outcome is. */
   add (request: FastifyRequest, name: string): void {
     request.backgroundTasks.with({ when: 'always', name }).addTask(() => {
-      this.events.push(name)
-      this.outcomes.push(request.backgroundTasks.outcome)
+      this.#events.push(name)
+      this.outcome = request.backgroundTasks.outcome
     })
   }
 
-  readonly note = (event: string): void => {
-    this.events.push(event)
+  note (event: string): void {
+    this.#events.push(event)
+  }
+
+  /** What has happened since it was last asked. */
+  take (): string[] {
+    return this.#events.splice(0)
   }
 }
 
@@ -140,7 +151,9 @@ async function connect2 (t: Test, app: FastifyInstance, scheme: string): Promise
       const stream: ClientHttp2Stream = session.request({ ':path': path, ':method': method, ...headers }, { endStream: body === '' })
       if (body !== '') stream.end(body)
       const answer = (async () => {
-        const [head] = await once(stream, 'response') as [http2.IncomingHttpHeaders & http2.IncomingHttpStatusHeader]
+        const closed = once(stream, 'close').then(() => { throw new Error('no response') })
+        closed.catch(() => {})
+        const [head] = await Promise.race([once(stream, 'response'), closed]) as [http2.IncomingHttpHeaders & http2.IncomingHttpStatusHeader]
         return { status: head[':status'] ?? 0, body: stream }
       })()
       stream.on('error', () => {})

@@ -1,0 +1,35 @@
+import type { TaskList } from './task-list.js'
+
+/**
+ * The lists that have work. Not a `Set`: the table of a busy one is replaced all the time, each old table points to its
+ * successor, and once one of them is in V8's old generation all that follow survive there with the lists, requests and
+ * replies in them, until the next full collection. Measured: 12 times the time for garbage collection, 1.26 times the
+ * CPU time of a request.
+ */
+export class OpenLists {
+  readonly #lists: TaskList[] = []
+
+  get size (): number {
+    return this.#lists.length
+  }
+
+  add (list: TaskList): void {
+    if (list.place === -1) list.place = this.#lists.push(list) - 1
+  }
+
+  /** The last list takes the place of the one that leaves. */
+  delete (list: TaskList): void {
+    const { place } = list
+    if (place === -1) return
+    list.place = -1
+    const last = this.#lists.pop() as TaskList
+    if (last === list) return
+    this.#lists[place] = last
+    last.place = place
+  }
+
+  /** A copy: lists come and go while it is looked through. */
+  [Symbol.iterator] (): Iterator<TaskList> {
+    return this.#lists.slice().values()
+  }
+}
