@@ -1,0 +1,176 @@
+// The tracing channel carries OpenTelemetry: what examples/opentelemetry says of it holds.
+import { request as httpRequest } from 'node:http'
+import { SpanStatusCode, context, propagation, trace } from '@opentelemetry/api'
+import { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks'
+import { BasicTracerProvider, InMemorySpanExporter, SimpleSpanProcessor, type ReadableSpan } from '@opentelemetry/sdk-trace-base'
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
+import t, { type Test } from 'tap'
+import { traceRequests } from '../examples/opentelemetry/request-spans.js'
+import { traceTasks } from '../examples/opentelemetry/task-spans.js'
+import backgroundTasks from '../lib/index.js'
+
+const exporter = new InMemorySpanExporter()
+trace.setGlobalTracerProvider(new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter)] }))
+const contextManager = new AsyncLocalStorageContextManager()
+context.setGlobalContextManager(contextManager)
+const tracer = trace.getTracer('test')
+
+t.afterEach(() => { exporter.reset() })
+
+t.test('a task\'s span is linked to its request\'s, which has ended, and is not its child', async t => {
+  const { post } = await start(t, request => {
+    request.backgroundTasks.addTask(async function sendReceipt () { await Promise.resolve() })
+  })
+  await post()
+
+  t.same(names(), ['POST /', 'sendReceipt'], 'in the order in which they ended')
+  const [request, task] = [finished('POST /'), finished('sendReceipt')]
+  t.same(task.links.map(link => link.context), [request.spanContext()])
+  t.equal(task.parentSpanContext, undefined)
+  t.not(task.spanContext().traceId, request.spanContext().traceId)
+  t.equal(task.status.code, SpanStatusCode.UNSET)
+  t.match(task.attributes, { 'background_task.id': /^[\da-f-]{36}$/, 'background_task.queued_ms': Number })
+})
+
+t.test('spans made inside a task are its children, before and after it has waited', async t => {
+  const { post } = await start(t, request => {
+    request.backgroundTasks.addTask(async function sendReceipt () {
+      tracer.startSpan('render').end()
+      await new Promise(resolve => { setImmediate(resolve) })
+      tracer.startSpan('deliver').end()
+    })
+    request.backgroundTasks.addTask(function updateStock () { tracer.startSpan('query').end() })
+  })
+  await post()
+
+  for (const [child, task] of [['render', 'sendReceipt'], ['deliver', 'sendReceipt'], ['query', 'updateStock']] as const) {
+    t.same(finished(child).parentSpanContext, finished(task).spanContext(), `${child} in ${task}`)
+  }
+  t.same(finished('updateStock').links.map(link => link.context), [finished('POST /').spanContext()])
+})
+
+t.test('a task that fails has a span with the error, and the next one none of it', async t => {
+  const { post } = await start(t, request => {
+    request.backgroundTasks.addTask(function throws () { throw new Error('at once') })
+    request.backgroundTasks.addTask(async function rejects () { throw new Error('later') })
+    request.backgroundTasks.addTask(async function throwsNoError () { throw 'a string' }) // eslint-disable-line no-throw-literal
+    request.backgroundTasks.with({ timeout: 1 }).addTask(async function hangs () { await new Promise(() => {}) })
+    request.backgroundTasks.addTask(function succeeds () {})
+  })
+  await post()
+
+  t.same(names(), ['POST /', 'throws', 'rejects', 'throwsNoError', 'hangs', 'succeeds'], 'each ended once')
+  t.match(names().slice(1).map(name => finished(name).status), [
+    { code: SpanStatusCode.ERROR, message: 'at once' },
+    { code: SpanStatusCode.ERROR, message: 'later' },
+    { code: SpanStatusCode.ERROR, message: 'a string' },
+    { code: SpanStatusCode.ERROR, message: '1 ms' },
+    { code: SpanStatusCode.UNSET }
+  ])
+  t.match(finished('rejects').events, [{ name: 'exception', attributes: { 'exception.message': 'later' } }])
+})
+
+t.test('a task keeps the baggage of its `addTask` call', async t => {
+  let tenant: string | undefined
+  const { post } = await start(t, request => {
+    const baggage = propagation.createBaggage({ tenant: { value: 'acme' } })
+    context.with(propagation.setBaggage(context.active(), baggage), () => {
+      request.backgroundTasks.addTask(() => { tenant = propagation.getActiveBaggage()?.getEntry('tenant')?.value })
+    })
+  })
+  await post()
+  t.equal(tenant, 'acme')
+})
+
+t.test('a task of the app is linked to the span that was active when it was added, if any', async t => {
+  const { app } = await start(t, () => {})
+  tracer.startActiveSpan('cron', span => {
+    app.backgroundTasks.addTask(function cleanUp () {})
+    span.end()
+  })
+  app.backgroundTasks.addTask(function alone () {})
+  await app.backgroundTasks.idle()
+
+  t.same(finished('cleanUp').links.map(link => link.context), [finished('cron').spanContext()])
+  t.equal(finished('cleanUp').parentSpanContext, undefined)
+  t.same(finished('alone').links, [])
+})
+
+t.test('a request whose client hangs up has a span too, and its task is linked to it', async t => {
+  let arrived = (): void => {}
+  const handling = new Promise<void>(resolve => { arrived = resolve })
+  const { app, address } = await start(t, async (request, reply) => {
+    request.backgroundTasks.addTask(function sendReceipt () {})
+    const gone = new Promise(resolve => { reply.raw.once('close', resolve) })
+    arrived()
+    await gone
+  })
+  // Not `fetch`: it connects again after an abort, and `close()` would wait for that connection.
+  const client = httpRequest(address, { method: 'POST', agent: false }).on('error', () => {}).end()
+  await handling
+  client.destroy()
+  await app.backgroundTasks.idle()
+  t.same(finished('sendReceipt').links.map(link => link.context), [finished('POST /').spanContext()])
+})
+
+t.test('once stopped, tasks have no spans, and see no others', async t => {
+  let active: unknown
+  const { post, stop } = await start(t, request => {
+    request.backgroundTasks.addTask(() => { active = trace.getActiveSpan()?.spanContext() })
+  })
+  stop()
+  await post()
+  t.same(names(), ['POST /'])
+  t.same(active, finished('POST /').spanContext(), 'the context of the `addTask` call, as without tracing')
+})
+
+t.test('a context manager without a store of its own is refused', async t => {
+  const options = { tracer, contextManager: {} as AsyncLocalStorageContextManager, spanOf: () => undefined }
+  t.throws(() => traceTasks(options), { name: 'TypeError', message: 'This context manager has no `_asyncLocalStorage`' })
+})
+
+interface Started {
+  app: FastifyInstance
+  address: string
+  stop: () => void
+  /** A request with a body; resolves when its tasks have ended. */
+  post: () => Promise<void>
+}
+
+/** A traced app whose one route, `POST /`, does this and answers. */
+async function start (t: Test, handle: (request: FastifyRequest, reply: FastifyReply) => unknown): Promise<Started> {
+  const app = Fastify()
+  await app.register(backgroundTasks)
+  const stop = traceTasks({ tracer, contextManager, spanOf: traceRequests(app, tracer) })
+  t.teardown(async () => {
+    stop()
+    await app.close()
+  })
+  app.post('/', async (request, reply) => {
+    await handle(request, reply)
+    return { active: trace.getActiveSpan()?.spanContext().spanId }
+  })
+  const address = await app.listen({ port: 0, host: '127.0.0.1' })
+  return {
+    app,
+    address,
+    stop,
+    async post () {
+      const response = await fetch(address, { method: 'POST', body: '{"a":1}', headers: { 'content-type': 'application/json' } })
+      const { active } = await response.json() as { active: string }
+      await app.backgroundTasks.idle()
+      t.equal(active, finished('POST /').spanContext().spanId, 'the request\'s span is active in its handler')
+    }
+  }
+}
+
+/** The names of the spans that have ended, first ended first. */
+function names (): string[] {
+  return exporter.getFinishedSpans().map(span => span.name)
+}
+
+function finished (name: string): ReadableSpan {
+  const [span, ...others] = exporter.getFinishedSpans().filter(span => span.name === name)
+  if (span === undefined || others.length > 0) throw new Error(`expected one span '${name}' of: ${names().join(', ')}`)
+  return span
+}
