@@ -1,4 +1,4 @@
-import type { BackgroundTask, TaskFunction, TaskFunctionFor } from './background-task.js'
+import type { AddedArgs, AddedTask, BackgroundTask, TaskFunction } from './background-task.js'
 import type { TaskAdder } from './background-tasks.js'
 import { checkIdleOptions, checkTaskOptions, type IdleOptions, type TaskOptions } from './options.js'
 import type { TaskStats } from './ledger.js'
@@ -29,9 +29,8 @@ export class AppBackgroundTasks implements TaskAdder {
     return this.#runner.stats
   }
 
+  addTask<T extends BackgroundTask | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
   addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
-  addTask<Args extends unknown[]>(fn: TaskFunctionFor<Args>, ...args: Args): BackgroundTask
-  addTask (task: BackgroundTask): BackgroundTask
   addTask (fn: unknown, ...args: unknown[]): BackgroundTask {
     return new TaskList(this.#runner, undefined, 'ended').add(fn, args, undefined)
   }
@@ -40,7 +39,7 @@ export class AppBackgroundTasks implements TaskAdder {
    * A name or timeout for the tasks added through what it returns.
    * @throws FST_BGT_INVALID_OPTION, also for `when`: there is no exchange to ask
    */
-  with (options: Omit<TaskOptions, 'when'>): TaskAdder {
+  with (options: Omit<TaskOptions, 'when'> & { readonly when?: never }): TaskAdder {
     const runner = this.#runner
     checkTaskOptions(options, true)
     return { addTask: (fn: unknown, ...args: unknown[]) => new TaskList(runner, undefined, 'ended').add(fn, args, options) }

@@ -16,8 +16,33 @@ export type TaskState = 'pending' | 'running' | 'succeeded' | 'failed' | 'skippe
 /** A function that can be a task: synchronous, or returning a promise. */
 export type TaskFunction<Args extends unknown[] = never[]> = (...args: Args) => unknown
 
-/** The functions that can be called with these arguments: an overloaded or generic one too, whose parameters are not one list. */
-export type TaskFunctionFor<Args extends unknown[]> = (...args: NoInfer<Args>) => unknown
+/** What `addTask` takes first, beside a function with one signature. */
+export type AddedTask<T> = T extends BackgroundTask ? T : OverloadedFunction<T>
+
+/** What `addTask` takes behind it: nothing behind a `BackgroundTask`. */
+export type AddedArgs<T> = T extends BackgroundTask ? [] : OverloadedArgs<T>
+
+/** `F` if it has several signatures, else `never`: the arguments of a function with one are inferred from `TaskFunction`. */
+export type OverloadedFunction<F> = Signatures<F> extends [infer First, ...unknown[], infer Last]
+  ? [First, Last] extends [Last, First] ? never : F
+  : never
+
+/** The arguments of an overloaded function: those of any of its signatures, of the last eight. */
+export type OverloadedArgs<F> = Signatures<F>[number]
+
+/** TypeScript matches signatures from the last to the first, and repeats the first where a function has fewer. */
+type Signatures<F> = F extends {
+  (...args: infer A extends unknown[]): unknown
+  (...args: infer B extends unknown[]): unknown
+  (...args: infer C extends unknown[]): unknown
+  (...args: infer D extends unknown[]): unknown
+  (...args: infer E extends unknown[]): unknown
+  (...args: infer G extends unknown[]): unknown
+  (...args: infer H extends unknown[]): unknown
+  (...args: infer I extends unknown[]): unknown
+}
+  ? [A, B, C, D, E, G, H, I]
+  : never
 
 /** The list that a task is on, as the task knows it. */
 export interface TaskOwner {
@@ -28,7 +53,7 @@ export interface TaskOwner {
  * A function with its arguments, and what became of it. `addTask` makes and returns one; one made by hand is added with
  * `addTask(task)`, or run with `run()`.
  */
-export class BackgroundTask<Args extends unknown[] = unknown[]> {
+export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFunction = TaskFunction> {
   #state: TaskState = 'pending'
   #fn: TaskFunction | undefined
   #args: unknown[] | undefined
@@ -46,8 +71,8 @@ export class BackgroundTask<Args extends unknown[] = unknown[]> {
    * @param fn the function, typed with its arguments
    * @throws FST_BGT_INVALID_TASK if `fn` is not a function
    */
+  constructor (fn: OverloadedFunction<F>, ...args: OverloadedArgs<F>)
   constructor (fn: TaskFunction<Args>, ...args: Args)
-  constructor (fn: TaskFunctionFor<Args>, ...args: Args)
   constructor (fn: TaskFunction, ...args: unknown[]) {
     if (typeof fn !== 'function') throw invalidTask('new BackgroundTask', fn)
     this.#fn = fn
@@ -168,18 +193,23 @@ export class BackgroundTask<Args extends unknown[] = unknown[]> {
 /**
  * Says what kind of thing was passed, not what is in it: arguments and payloads do not belong in a log.
  * @internal
+ * @param orTask whether a BackgroundTask is accepted too
  */
-export function invalidTask (where: string, value: unknown): Error {
-  return new FST_BGT_INVALID_TASK(
-    `${where} accepts a function followed by its arguments, or a BackgroundTask alone; received ${kindOf(value)}`
-  )
+export function invalidTask (where: string, value: unknown, orTask = false): Error {
+  const accepted = `a function followed by its arguments${orTask ? ', or a BackgroundTask alone' : ''}`
+  const received = orTask && value instanceof BackgroundTask
+    ? 'a BackgroundTask followed by arguments: they belong in its constructor'
+    : kindOf(value)
+  return new FST_BGT_INVALID_TASK(`${where} accepts ${accepted}; received ${received}`)
 }
 
 function kindOf (value: unknown): string {
-  if (value instanceof BackgroundTask) return 'a BackgroundTask followed by arguments: they belong into its constructor'
+  if (value instanceof BackgroundTask) return 'a BackgroundTask'
   if (value instanceof Promise) return 'a promise: pass the function itself, do not call it'
   if (value === null || value === undefined) return String(value)
-  return typeof value === 'object' ? `an object (${value.constructor?.name ?? 'without a prototype'})` : `a ${typeof value}`
+  if (typeof value !== 'object') return `a ${typeof value}`
+  // The prototype's: an own `constructor` is part of what was passed.
+  return `an object (${Object.getPrototypeOf(value)?.constructor?.name ?? 'without a prototype'})`
 }
 
 function notFree (where: string, task: BackgroundTask): Error {

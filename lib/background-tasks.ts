@@ -1,6 +1,6 @@
 import type { FastifyRequest } from 'fastify'
-import type { BackgroundTask, TaskFunction, TaskFunctionFor } from './background-task.js'
-import { Exchange, type ExchangeListener, type ExchangeOutcome } from './exchange.js'
+import type { AddedArgs, AddedTask, BackgroundTask, OverloadedArgs, OverloadedFunction, TaskFunction } from './background-task.js'
+import { Exchange, type ExchangeOutcome } from './exchange.js'
 import { checkTaskOptions, type TaskOptions } from './options.js'
 import type { Runner } from './runner.js'
 import { TaskList } from './task-list.js'
@@ -12,13 +12,12 @@ export interface TaskAdder {
    * @throws FST_BGT_INVALID_TASK if it is neither, or a task that was added or run before
    * @throws FST_BGT_OVERLOADED (503) if `maxPending` tasks have not finished
    */
+  addTask<T extends BackgroundTask | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
   addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
-  addTask<Args extends unknown[]>(fn: TaskFunctionFor<Args>, ...args: Args): BackgroundTask
-  addTask (task: BackgroundTask): BackgroundTask
 }
 
 /** A request's tasks: they run in the order added, one at a time, once its exchange has ended. */
-export class BackgroundTasks implements TaskAdder, ExchangeListener {
+export class BackgroundTasks implements TaskAdder {
   readonly #list: TaskList
   readonly #exchange: Exchange
 
@@ -44,9 +43,8 @@ export class BackgroundTasks implements TaskAdder, ExchangeListener {
     return this.#exchange.outcome
   }
 
+  addTask<T extends BackgroundTask | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
   addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
-  addTask<Args extends unknown[]>(fn: TaskFunctionFor<Args>, ...args: Args): BackgroundTask
-  addTask (task: BackgroundTask): BackgroundTask
   addTask (fn: unknown, ...args: unknown[]): BackgroundTask {
     return this.#list.add(fn, args, undefined)
   }
@@ -65,8 +63,8 @@ export class BackgroundTasks implements TaskAdder, ExchangeListener {
    * Adds a function that runs when the list has ended, whatever failed or was skipped; the one added last runs first.
    * @throws FST_BGT_INVALID_TASK if it is not a function
    */
+  addCleanup<F extends TaskFunction>(fn: OverloadedFunction<F>, ...args: OverloadedArgs<F>): void
   addCleanup<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): void
-  addCleanup<Args extends unknown[]>(fn: TaskFunctionFor<Args>, ...args: Args): void
   addCleanup (fn: unknown, ...args: unknown[]): void {
     this.#list.addCleanup(fn, args)
   }

@@ -67,7 +67,8 @@ const backgroundTasks = fp(fastifyBackgroundTasks, { fastify: '5.x', name: 'fast
 
 export default backgroundTasks
 export { backgroundTasks, backgroundTasks as fastifyBackgroundTasks }
-export { BackgroundTask, type TaskFunction, type TaskFunctionFor, type TaskState } from './background-task.js'
+export { BackgroundTask } from './background-task.js'
+export type { AddedArgs, AddedTask, OverloadedArgs, OverloadedFunction, TaskFunction, TaskState } from './background-task.js'
 export type { BackgroundTasks, TaskAdder } from './background-tasks.js'
 export type { AppBackgroundTasks } from './app-background-tasks.js'
 export type { ExchangeOutcome } from './exchange.js'

@@ -146,5 +146,5 @@ export class TaskList implements TaskOwner {
 function toTask (where: string, fn: unknown, args: unknown[]): BackgroundTask {
   if (typeof fn === 'function') return BackgroundTask.of(fn as TaskFunction, args)
   if (fn instanceof BackgroundTask && args.length === 0) return fn
-  throw invalidTask(where, fn)
+  throw invalidTask(where, fn, true)
 }

@@ -1,0 +1,25 @@
+'use strict'
+
+// A CommonJS module in JavaScript that uses the built package.
+const Fastify = require('fastify')
+const backgroundTasks = require('fastify-background-tasks')
+const { BackgroundTask, backgroundTasks: named, default: byDefault, fastifyBackgroundTasks } = require('fastify-background-tasks')
+
+exports.plugins = [backgroundTasks, named, byDefault, fastifyBackgroundTasks]
+exports.names = Object.keys(backgroundTasks)
+exports.BackgroundTask = BackgroundTask
+
+exports.makeTask = function makeTask () {
+  return new BackgroundTask(String, 'Ann')
+}
+
+/** Adds the task to a request of an app that registered the plugin of this module. */
+exports.serve = async function serve (task) {
+  const app = Fastify()
+  await app.register(backgroundTasks)
+  app.get('/', async request => ({ state: request.backgroundTasks.addTask(task).state }))
+  await app.inject('/')
+  await app.backgroundTasks.idle()
+  await app.close()
+  return task.state
+}
