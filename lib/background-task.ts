@@ -173,8 +173,9 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
    * @internal
    * @returns the context that was the task's, for what is still to be said about it
    */
-  end (state: TaskState): AsyncResource | undefined {
-    const context = this.#context
+  end (state: TaskState): AsyncResource {
+    // It ends once, and has it until then.
+    const context = this.#context as AsyncResource
     this.#name ??= this.name
     this.#state = state
     this.#fn = undefined

@@ -3,7 +3,7 @@
  *
  * `tracingChannel('fastify-background-tasks.run')` traces each run of a task ({@link TaskRunMessage}): `start` and `end`
  * around the synchronous part, `asyncStart` and `asyncEnd` when a promise has settled, `error` before the end of a
- * failed one. `channel.start.bindStore(als, …)` gives the task a store of its own, say a span.
+ * failed one. A run that is over at its `end` has a `result` or an `error` there. `channel.start.bindStore(als, …)` gives the task a store of its own, say a span.
  */
 import { channel, tracingChannel } from 'node:diagnostics_channel'
 import type { FastifyRequest } from 'fastify'
@@ -55,17 +55,18 @@ export function runIsTraced (): boolean {
 /** Calls a task's function between `start` and `end`; a promise that it returns goes on to {@link publishRunEnd}. */
 export function traceRun (message: TaskRunMessage, call: () => unknown): unknown {
   return runChannel.start.runStores(message, () => {
+    let result: unknown
     try {
-      const result = call()
+      result = call()
       if (!isThenable(result)) message.result = result
-      return result
     } catch (error) {
       message.error = error
       runChannel.error.publish(message)
-      throw error
-    } finally {
       runChannel.end.publish(message)
+      throw error
     }
+    runChannel.end.publish(message)
+    return result
   })
 }
 

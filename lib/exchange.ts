@@ -12,12 +12,10 @@
  *
  * A request that uses no tasks pays a few property writes and allocates nothing.
  */
-import type { ServerResponse } from 'node:http'
-import type { Http2Stream } from 'node:http2'
-import type { Socket } from 'node:net'
-import type { Duplex } from 'node:stream'
-import { FST_BGT_OVERLOADED, RETRY_AFTER } from './errors.js'
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
+import { hasNoTurnYet, isComplete, isGone, isOfAbort, isUpgrade, onUpgradeAnswer, type RawResponse as Raw } from './connection.js'
+import { FST_BGT_OVERLOADED, RETRY_AFTER } from './errors.js'
+import { isThenable } from './limits.js'
 
 /** How an exchange ended. */
 export interface ExchangeOutcome {
@@ -43,7 +41,7 @@ const kSettled = Symbol('fastify-background-tasks.settled')
 const kFailure = Symbol('fastify-background-tasks.failure')
 
 type RawRequest = FastifyRequest['raw'] & { [kExchange]?: Exchange }
-type RawResponse = ServerResponse & { stream?: Http2Stream, isLightMyRequest?: boolean, [kExchange]?: Exchange }
+type RawResponse = Raw & { [kExchange]?: Exchange }
 
 // `undefined` can be thrown too, and is not to be mistaken for no failure.
 const THREW_UNDEFINED = Symbol('fastify-background-tasks.threw-undefined')
@@ -124,33 +122,18 @@ export class Exchange {
 
   /** Ends an exchange whose handler was never seen to settle. */
   force (): void {
-    if (this.outcome !== undefined) return
     this.#aborted ||= !this.#over
     this.#over = true
-    this.#end()
+    this.request[kSettled] ||= SETTLED
+    this.advance()
   }
 
-  /** The first bytes on the socket of a hijacked upgrade tell whether it was accepted. */
+  /** A hijacked upgrade is answered on the bare socket. */
   upgrading (raw: RawResponse): void {
-    const socket = raw.socket ?? this.request.raw.socket
-    const { write, end } = socket
-    const watch = <Method extends typeof write | typeof end>(method: Method, tells: RegExp): Method => {
-      // What Node's types cannot say: the arguments and result of whichever overload the caller used.
-      return ((...args: unknown[]) => {
-        socket.write = write
-        socket.end = end
-        const result: unknown = Reflect.apply(method, socket, args)
-        const status = tells.exec(String(args[0]))?.[1]
-        if (status !== undefined) {
-          this.#upgradeStatus = Number(status)
-          this.closed(true)
-        }
-        return result
-      }) as Method
-    }
-    socket.write = watch(write, /^HTTP\/1\.1 (101)/)
-    // A refusal of `ws` itself.
-    socket.end = watch(end, /^HTTP\/1\.1 (\d{3})/)
+    onUpgradeAnswer(raw.socket ?? this.request.raw.socket, status => {
+      this.#upgradeStatus = status
+      this.closed(true)
+    })
   }
 
   #end (): void {
@@ -209,7 +192,6 @@ function watchReply (app: FastifyInstance, open: (request: FastifyRequest) => vo
   function send (this: FastifyReply, payload?: unknown): FastifyReply {
     base ??= baseOf(this, send)
     const request: Watched = this.request
-    if (isEchoOfAbort(request, this, payload)) return base.send.call(this, payload)
     const isFirst = !this.sent
     request[kExchange]?.seen(this)
     settle(request, this)
@@ -266,23 +248,6 @@ function fail (request: Watched, reply: FastifyReply, error: unknown): void {
   request[kFailure] = error === undefined ? THREW_UNDEFINED : error
 }
 
-/**
- * A handler that returned its reply, to send later, is told of the abort through it. Fastify sends that error in its name;
- * the handler itself goes on.
- */
-function isEchoOfAbort (request: Watched, reply: FastifyReply, payload: unknown): boolean {
-  return request[kReturned] === reply && isOfAbort(payload) && isGone(reply.raw, request)
-}
-
-/**
- * What `await reply`, or a pipeline into the response, rejects with when the client hangs up, and what becomes of that
- * error once headers were sent: an abort, not a failure.
- */
-function isOfAbort (error: unknown): boolean {
-  return error instanceof Error && 'code' in error &&
-    (error.code === 'ERR_STREAM_PREMATURE_CLOSE' || error.code === 'ERR_HTTP_HEADERS_SENT')
-}
-
 const watched = new WeakSet<object>()
 
 function watchHandler (route: RouteOptions & { websocket?: boolean, wsHandler?: unknown }): void {
@@ -335,37 +300,8 @@ function onClose (this: RawResponse): void {
  * no way to them but this symbol; should it go, failures there are seen by `reply.send(error)` alone.
  */
 function childrenOf (app: FastifyInstance): FastifyInstance[] {
-  const symbol = Object.getOwnPropertySymbols(app).find(symbol => symbol.description === 'fastify.children')
-  const children = symbol === undefined ? [] : Reflect.get(app, symbol) as FastifyInstance[]
-  return children.flatMap(child => [child, ...childrenOf(child)])
-}
-
-function isThenable (value: unknown): value is PromiseLike<unknown> {
-  return typeof value === 'object' && value !== null && 'then' in value && typeof value.then === 'function'
-}
-
-function isUpgrade (request: FastifyRequest): boolean {
-  // The stand-in of `injectWS` has only the headers.
-  const { upgrade = request.raw.headers.upgrade !== undefined } = request.raw as { upgrade?: boolean | null }
-  return upgrade === true
-}
-
-/** A response behind another one of its connection: it gets the socket when it is its turn. */
-function hasNoTurnYet (raw: RawResponse): boolean {
-  return raw.stream === undefined && raw.socket === null
-}
-
-function isGone (raw: RawResponse, request: FastifyRequest): boolean {
-  if (raw.stream !== undefined) return raw.stream.destroyed
-  return raw.destroyed || (raw.socket === null && (request.raw.socket as Duplex | null)?.destroyed === true)
-}
-
-function isComplete (raw: RawResponse, request: FastifyRequest): boolean {
-  if (raw.stream !== undefined) return raw.writableEnded && raw.stream.writableFinished && (raw.stream.rstCode ?? 0) === 0
-  // `inject()` closes its response before the bytes have left its stand-in for a socket.
-  if (raw.isLightMyRequest === true) return raw.writableEnded
-  // A response whose connection was lost counts as finished too, with its last bytes still in the socket's buffer.
-  // A stand-in for a request (`injectWS`) has none.
-  const { socket } = request.raw as { socket?: Socket }
-  return raw.writableFinished && (socket?.destroyed !== true || socket.writableFinished)
+  return Object.getOwnPropertySymbols(app)
+    .filter(symbol => symbol.description === 'fastify.children')
+    .flatMap(symbol => Reflect.get(app, symbol) as FastifyInstance[])
+    .flatMap(child => [child, ...childrenOf(child)])
 }

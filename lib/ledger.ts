@@ -78,7 +78,7 @@ export class Ledger {
   }
 
   /** @returns the task's context, in which its failure is to be reported */
-  failed (list: TaskList, task: BackgroundTask, error: unknown): AsyncResource | undefined {
+  failed (list: TaskList, task: BackgroundTask, error: unknown): AsyncResource {
     list.unfinished--
     // One whose `when` threw has not started.
     this.#counts[task.state === 'running' ? 'running' : 'pending']--

@@ -132,7 +132,8 @@ export class Runner {
         wait = undefined
       } catch (error) {
         if (list.epoch !== epoch) return this.#runs.late(list, task)
-        wait = task === undefined ? undefined : this.#runs.failed(list, task, error)
+        // The promise of an `onError` never rejects.
+        wait = this.#runs.failed(list, task as BackgroundTask, error)
       }
       if (wait !== undefined) continue
       if (this.#turns.isUp()) return this.#turns.queue(list)

@@ -52,8 +52,7 @@ export class TaskRuns {
     endTrace(list, { error })
     if (this.#options.stopOnError && !list.cleaning) list.stopped = true
     const context = list.cleaning ? task.end('failed') : this.#ledger.failed(list, task, error)
-    const report = (): Promise<void> | undefined => this.#report(list, task, error)
-    return context === undefined ? report() : context.runInAsyncScope(report)
+    return context.runInAsyncScope(() => this.#report(list, task, error))
   }
 
   /** A task that the drain has cut off ended after all. */

@@ -1,6 +1,6 @@
 /**
  * When the tasks of a request run, and with which outcome, where a protocol, Fastify's options or other plugins make it
- * special; what is the same on every protocol is in exchange-http2.test.ts.
+ * special; what is the same on every protocol is in exchange-protocols.test.ts.
  */
 import { once } from 'node:events'
 import http, { METHODS } from 'node:http'
@@ -486,6 +486,27 @@ t.test('websocket routes', async t => {
     await app.backgroundTasks.idle()
     t.strictSame(witness.take(), ['task'])
     t.strictSame(witness.outcome, { ...COMPLETE, statusCode: 400 })
+  })
+
+  await t.test('an upgrade answered by hand', async t => {
+    const app = await build(t)
+    const witness = new Witness()
+    app.server.on('upgrade', (request, socket) => {
+      app.routing(request, new http.ServerResponse(request))
+      socket.on('end', () => { socket.end() })
+    })
+    app.get('/', (request, reply) => {
+      reply.hijack()
+      request.raw.socket.write('HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: own\r\n\r\n')
+      witness.add(request, 'task')
+    })
+    const request = http.request({ port: await listen(app), host: '127.0.0.1', headers: { connection: 'upgrade', upgrade: 'own' } })
+    request.end()
+    const [, socket] = await once(request, 'upgrade') as [http.IncomingMessage, Socket]
+    await app.backgroundTasks.idle()
+    t.strictSame(witness.take(), ['task'])
+    t.strictSame(witness.outcome, { ...COMPLETE, statusCode: 101 })
+    socket.destroy()
   })
 
   await t.test('injectWS', async t => {

@@ -106,10 +106,8 @@ t.test('at the deadline signals abort, and one line names each task that is give
     return 'ok'
   })
   await app.inject('/')
-  const ofTheApp = app.backgroundTasks.addTask(async function ofTheApp () { await never.promise })
-  const closedBeforeOthers: string[] = []
+  const ofTheApp = app.backgroundTasks.addTask(async function ofTheApp () { await never.promise; throw new Error('late') })
   await app.close()
-  t.strictSame(closedBeforeOthers, [])
   t.strictSame(events, ['task signal', 'failing cleanup', 'cleanup'])
   t.equal(signal?.aborted, true)
   t.equal(app.backgroundTasks.signal, signal)
@@ -132,11 +130,40 @@ t.test('at the deadline signals abort, and one line names each task that is give
   t.equal(logs.filter(line => line.err?.message === 'cleanup').length, 2)
 })
 
-t.test('closeTimeout 0 abandons at once', async t => {
+t.test('closeTimeout 0 abandons at once, tasks of a request in flight too', async t => {
   const { app } = await start(t, { closeTimeout: 0 })
-  const task = app.backgroundTasks.addTask(() => {})
+  const [entered, gate] = [deferred(), deferred()]
+  const tasks = [app.backgroundTasks.addTask(() => {})]
+  const cleanups: string[] = []
+  app.get('/', async request => {
+    tasks.push(request.backgroundTasks.addTask(() => {}))
+    request.backgroundTasks.addCleanup(() => { cleanups.push('cleanup') })
+    entered.resolve()
+    await gate.promise
+    tasks.push(request.backgroundTasks.addTask(() => {}))
+    request.backgroundTasks.addCleanup(() => { cleanups.push('late cleanup') })
+    return 'ok'
+  })
+  const reply = app.inject('/')
+  await entered.promise
   await app.close()
-  t.equal(task.state, 'abandoned')
+  t.strictSame(cleanups, ['cleanup'])
+  gate.resolve()
+  await reply
+  while (cleanups.length < 2) await turn()
+  t.strictSame(tasks.map(task => task.state), ['abandoned', 'abandoned', 'abandoned'])
+})
+
+t.test('lists that wait for a seat are given up with the one that has it', async t => {
+  stayAlive(t)
+  const { app } = await start(t, { closeTimeout: 10, concurrency: 1 })
+  const [first, never] = [deferred(), deferred()]
+  app.backgroundTasks.addTask(async () => { await first.promise })
+  for (let i = 0; i < 4; i++) app.backgroundTasks.addTask(async () => { await never.promise })
+  await turn()
+  first.resolve()
+  await app.close()
+  t.match(app.backgroundTasks.stats, { succeeded: 1, abandoned: 4, pending: 0, running: 0 })
 })
 
 t.test('an onError that never settles is cut off too', async t => {
@@ -234,7 +261,7 @@ t.test('in an encapsulated child the drain is the child\'s', async t => {
 })
 
 t.test('SIGTERM through close-with-grace loses nothing and exits 0', async t => {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'test/support/graceful.ts'], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(process.execPath, [...process.execArgv, 'test/support/graceful.ts'], { stdio: ['ignore', 'pipe', 'inherit'] })
   t.teardown(() => { child.kill('SIGKILL') })
   const lines: string[] = []
   const exited = once(child, 'exit')
@@ -251,7 +278,7 @@ t.test('SIGTERM through close-with-grace loses nothing and exits 0', async t => 
 })
 
 t.test('the deadline keeps no process alive: one in which nothing happens any more names its tasks and exits', async t => {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'test/support/graceful.ts', 'never'], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(process.execPath, [...process.execArgv, 'test/support/graceful.ts', 'never'], { stdio: ['ignore', 'pipe', 'inherit'] })
   t.teardown(() => { child.kill('SIGKILL') })
   const lines: string[] = []
   const exited = once(child, 'exit')

@@ -1,4 +1,4 @@
-/** A service for shutdown.test.ts: `never` adds a task that nothing will ever settle, with a closeTimeout of ten minutes. */
+/** A service for shutdown.test.ts, run with tap's own loader so that coverage adds up: `never` adds a task that nothing will ever settle, with a closeTimeout of ten minutes. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import closeWithGrace from 'close-with-grace'
 import Fastify from 'fastify'

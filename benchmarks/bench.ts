@@ -1,0 +1,36 @@
+/**
+ * What this plugin costs: `npm run bench`, or `npm run bench -- requests lists heap memory` for some of it, with
+ * `--rounds` and `--pairs` for the requests and `--processes` for the lists. A report: what is not met is said, and ends
+ * with 0.
+ */
+import { cpus } from 'node:os'
+import { parseArgs } from 'node:util'
+import { benchHeap, benchMemory } from './memory.js'
+import { benchLists } from './lists.js'
+import { notMet } from './report.js'
+import { benchRequests } from './requests.js'
+
+const { values, positionals } = parseArgs({
+  options: {
+    rounds: { type: 'string', default: '12' },
+    pairs: { type: 'string', default: '5' },
+    processes: { type: 'string', default: '5' }
+  },
+  allowPositionals: true
+})
+
+const parts: Record<string, () => Promise<void>> = {
+  requests: () => benchRequests(Number(values.pairs), Number(values.rounds)),
+  lists: () => benchLists(Number(values.processes)),
+  heap: benchHeap,
+  memory: benchMemory
+}
+
+console.log(`Node ${process.versions.node}, ${cpus().length} × ${cpus()[0]?.model ?? 'unknown processor'}`)
+const unknown = positionals.filter(name => !Object.hasOwn(parts, name))
+if (unknown.length > 0) throw new Error(`No such part: ${unknown.join(', ')}; there are ${Object.keys(parts).join(', ')}`)
+for (const [name, bench] of Object.entries(parts)) {
+  if (positionals.length === 0 || positionals.includes(name)) await bench()
+}
+const missed = notMet()
+console.log(missed.length === 0 ? '\nEvery limit is met.' : `\nNOT MET:\n${missed.map(what => `  ${what}`).join('\n')}`)

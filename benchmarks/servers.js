@@ -1,0 +1,94 @@
+/**
+ * One of the servers to compare, with the same route: `node servers.js <kind> <tasks> <logger>`. It says its port, then
+ * answers `cpu` (microseconds used so far), `ran` (tasks run so far) and `heap` (bytes in use, after a collection).
+ */
+import { once } from 'node:events'
+import Fastify from 'fastify'
+import backgroundTasks from 'fastify-background-tasks'
+
+const [kind, tasks, logger] = process.argv.slice(2)
+const count = Number(tasks)
+const app = Fastify({ logger: logger === 'logger' && { level: 'info', file: '/dev/null' } })
+let ran = 0
+
+function task (by) {
+  ran += by
+}
+
+function onResponse (request, reply, done) {
+  done()
+}
+
+const routes = {
+  /** What an app has anyway: a hook that does nothing. */
+  hook () {
+    app.addHook('onResponse', onResponse)
+    app.get('/', async () => ({ hello: 'world' }))
+  },
+
+  /** What people write without a plugin. */
+  hand () {
+    app.decorateRequest('tasks', null)
+    app.addHook('onRequest', async request => { request.tasks = [] })
+    app.addHook('onResponse', async request => {
+      for (const { fn, args } of request.tasks) {
+        try {
+          await fn(...args)
+        } catch (error) {
+          request.log.error(error)
+        }
+      }
+    })
+    app.get('/', async request => {
+      for (let i = 0; i < count; i++) request.tasks.push({ fn: task, args: [1] })
+      return { hello: 'world' }
+    })
+  },
+
+  /** The plugin, with a route that adds nothing. */
+  async unused () {
+    await app.register(backgroundTasks)
+    app.get('/', async () => ({ hello: 'world' }))
+  },
+
+  async tasks () {
+    await app.register(backgroundTasks)
+    app.get('/', async request => {
+      for (let i = 0; i < count; i++) request.backgroundTasks.addTask(task, 1)
+      return { hello: 'world' }
+    })
+  },
+
+  /** Says that its handler runs, by an interim reply, and waits for the client to hang up. */
+  async aborted () {
+    await app.register(backgroundTasks)
+    app.get('/', async (request, reply) => {
+      request.backgroundTasks.addTask(task, 1)
+      const closed = once(reply.raw, 'close')
+      reply.raw.writeProcessing()
+      await closed
+      return { hello: 'world' }
+    })
+  }
+}
+
+const answers = {
+  cpu () {
+    const { user, system } = process.cpuUsage()
+    return user + system
+  },
+  ran: () => ran,
+  async heap () {
+    await app.backgroundTasks.idle()
+    for (let i = 0; i < 4; i++) {
+      await new Promise(resolve => { setTimeout(resolve, 20) })
+      globalThis.gc()
+    }
+    return process.memoryUsage().heapUsed
+  }
+}
+
+await routes[kind]()
+await app.listen({ port: 0, host: '127.0.0.1' })
+process.on('message', async question => { process.send(await answers[question]()) })
+process.send(app.server.address().port)

@@ -1,0 +1,162 @@
+/**
+ * The server of the soak: `node soak-server.js <record> <generation>`. It says its port. Each task that `addTask` took,
+ * each that ran, and each that the log names as skipped or abandoned is a line of the record, `accepted
+ * 1-req-4-17`: in the first generation, on the list of req-4; `slow 1-req-4`: that list has a task that takes its time.
+ */
+import { appendFileSync } from 'node:fs'
+import { Readable } from 'node:stream'
+import { setTimeout as sleep } from 'node:timers/promises'
+import closeWithGrace from 'close-with-grace'
+import Fastify from 'fastify'
+import backgroundTasks from 'fastify-background-tasks'
+
+const [record, generation] = process.argv.slice(2)
+let lines = ''
+let count = 0
+/** The ids of the record, by those of the log. */
+const ours = new Map()
+/** Named in the log before `addTask` has returned: it was called after the app had closed. */
+const late = new Set()
+
+const app = Fastify({ logger: { level: 'debug', stream: { write: readLog } } })
+await app.register(backgroundTasks, { closeTimeout: 2_000, onError: () => sleep(1) })
+
+function write (what, id) {
+  lines += `${what} ${id}\n`
+  if (lines.length > 100_000) flush()
+}
+
+function flush () {
+  appendFileSync(record, lines)
+  lines = ''
+}
+
+function readLog (line) {
+  if (!line.includes('background task')) return
+  const { level, msg, task, tasks } = JSON.parse(line)
+  if (msg.startsWith('background task skipped')) named('skipped', task.id)
+  else if (msg.startsWith('background task abandoned')) late.add(task.id)
+  else if (msg.startsWith('background tasks abandoned')) tasks.forEach(({ id }) => { named('abandoned', id) })
+  else if (level >= 40 && msg !== 'background task failed') write('unexpected', JSON.stringify(msg))
+}
+
+function named (what, id) {
+  write(what, ours.get(id))
+}
+
+const kinds = {
+  sync: () => {},
+  async: async () => { await null },
+  immediate: () => new Promise(resolve => { setImmediate(resolve) }),
+  short: () => sleep(Math.random() * 20),
+  slow: () => sleep(500 + Math.random() * 1_000),
+  // Past the deadline of the drain.
+  endless: () => sleep(4_000),
+  throws: () => { throw new Error('thrown by a task') },
+  rejects: async () => {
+    await null
+    throw undefined // eslint-disable-line no-throw-literal -- it can be thrown
+  }
+}
+
+/** Nothing but a slow task before it, or an exchange that was not seen to end, makes a task wait as long. */
+const OVERDUE_MS = 3_000
+
+const COMMON = ['sync', 'async', 'immediate', 'short', 'throws', 'rejects']
+
+function anyKind () {
+  const chance = Math.random()
+  if (chance < 0.0005) return 'endless'
+  if (chance < 0.02) return 'slow'
+  return COMMON[Math.floor(Math.random() * COMMON.length)]
+}
+
+/** Adds some tasks, under some condition, and records each that was taken. */
+function add (request) {
+  const when = ['success', 'error', 'always'][Math.floor(Math.random() * 3)]
+  const list = Math.random() < 0.7 ? request.backgroundTasks : request.backgroundTasks.with({ when })
+  const tasks = 1 + Math.floor(Math.random() * 3)
+  for (let i = 0; i < tasks; i++) {
+    const kind = anyKind()
+    if (kind === 'slow' || kind === 'endless') write('slow', `${generation}-${request.id}`)
+    accepted(request.id, run => list.addTask(run, kind))
+  }
+}
+
+/**
+ * @param list what the tasks of one list have in common
+ * @param addTask is given the function of the task
+ */
+function accepted (list, addTask) {
+  const id = `${generation}-${list}-${count++}`
+  const addedAt = performance.now()
+  const task = addTask(function run (kind) {
+    write('ran', id)
+    if (performance.now() - addedAt > OVERDUE_MS) write('overdue', id)
+    // Added by a task.
+    if (Math.random() < 0.02) accepted('app', run => app.backgroundTasks.addTask(run, 'sync'))
+    return kinds[kind]()
+  })
+  ours.set(task.id, id)
+  if (late.has(task.id)) write('late', id)
+  write('accepted', id)
+}
+
+async function handle (request) {
+  add(request)
+  await sleep(Math.random() * 15)
+  return { hello: 'world' }
+}
+
+app.addHook('preHandler', async request => { if (Math.random() < 0.3) add(request) })
+app.get('/now', async request => {
+  add(request)
+  return { hello: 'world' }
+})
+app.get('/wait', handle)
+app.post('/body', handle)
+app.get('/fails', async request => {
+  add(request)
+  await sleep(Math.random() * 5)
+  throw new Error('thrown by a handler')
+})
+app.get('/stream', (request, reply) => {
+  add(request)
+  return reply.send(Readable.from((async function * () {
+    for (let i = 0; i < 10; i++) {
+      await sleep(Math.random() * 5)
+      yield 'x'.repeat(10_000)
+    }
+  })()))
+})
+app.get('/hijacked', async (request, reply) => {
+  add(request)
+  reply.hijack()
+  await sleep(Math.random() * 10)
+  reply.raw.end('hijacked')
+})
+// Goes on behind its reply.
+app.get('/late', async (request, reply) => {
+  await reply.send({ hello: 'world' })
+  await sleep(Math.random() * 5)
+  add(request)
+})
+app.get('/timeout', { handlerTimeout: 5 }, async request => {
+  add(request)
+  await sleep(20)
+  add(request)
+})
+
+process.on('exit', code => {
+  const { pending, running } = app.backgroundTasks.stats
+  if (pending + running > 0) write('unexpected', `stats: ${pending} pending and ${running} running at exit`)
+  write('exit', code)
+  flush()
+})
+closeWithGrace({ delay: 10_000 }, async ({ err }) => {
+  if (err !== undefined) write('unexpected', JSON.stringify(String(err.stack ?? err)))
+  await app.close()
+})
+
+await app.listen({ port: 0, host: '127.0.0.1' })
+process.send(app.server.address().port)
