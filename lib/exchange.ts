@@ -138,13 +138,11 @@ export class Exchange {
 
   #end (): void {
     const { [kFailure]: error, [kReply]: reply } = this.request
-    const failed = error !== undefined
-    this.outcome = {
-      statusCode: this.#upgradeStatus ?? reply?.raw.statusCode ?? 200,
-      failed,
-      ...(failed && { error: error === THREW_UNDEFINED ? undefined : error }),
-      aborted: this.#aborted
-    }
+    const statusCode = this.#upgradeStatus ?? reply?.raw.statusCode ?? 200
+    const aborted = this.#aborted
+    this.outcome = error === undefined
+      ? { statusCode, failed: false, aborted }
+      : { statusCode, failed: true, error: error === THREW_UNDEFINED ? undefined : error, aborted }
     this.listener.exchangeEnded()
   }
 
@@ -194,7 +192,7 @@ function watchReply (app: FastifyInstance, open: (request: FastifyRequest) => vo
     const request: Watched = this.request
     const isFirst = !this.sent
     request[kExchange]?.seen(this)
-    settle(request, this)
+    settle(request, this, isFirst && isGone(this.raw, request))
     if (isFirst && payload instanceof Error) fail(request, this, payload)
     else if (request[kFailure] instanceof FST_BGT_OVERLOADED) sayWhenToRetry(this)
     base.send.call(this, payload)
@@ -206,7 +204,7 @@ function watchReply (app: FastifyInstance, open: (request: FastifyRequest) => vo
     base ??= baseOf(this, send)
     const request: Watched = this.request
     base.hijack.call(this)
-    settle(request, this)
+    settle(request, this, isGone(this.raw, request))
     if (isUpgrade(request)) {
       if (request[kExchange] == null) open(request)
       request[kExchange]?.upgrading(this.raw)
@@ -220,9 +218,9 @@ function watchReply (app: FastifyInstance, open: (request: FastifyRequest) => vo
   app.decorateReply('hijack', hijack)
 }
 
-function settle (request: Watched, reply: FastifyReply): void {
+function settle (request: Watched, reply: FastifyReply, afterAbort: boolean): void {
   request[kReply] = reply
-  request[kSettled] ||= !reply.sent && isGone(reply.raw, request) ? SETTLED_AFTER_ABORT : SETTLED
+  request[kSettled] ||= afterAbort ? SETTLED_AFTER_ABORT : SETTLED
 }
 
 /** The prototype behind the one that has this `send`: Fastify's own, or that of a parent app. */

@@ -103,7 +103,7 @@ export class Runner {
       const wait = this.#runNext(list)
       if (wait !== undefined) return wait
       if (list.phase === 'ended') return undefined
-      if (this.#turns.isUp()) {
+      if (list.hasWork && this.#turns.isUp()) {
         this.#turns.queue(list)
         return undefined
       }

@@ -13,6 +13,9 @@ import type { Runner } from './runner.js'
  */
 export type ListPhase = 'waiting' | 'queued' | 'running' | 'ended'
 
+/** Places of tasks that were taken: so many are not worth a new array. */
+const SHORT = 16
+
 /** Tasks that run in the order added, one at a time, and the cleanups behind them: what the runner runs. */
 export class TaskList implements TaskOwner {
   readonly runner: Runner
@@ -85,7 +88,7 @@ export class TaskList implements TaskOwner {
       this.#tasks[this.#head++] = undefined
       if (task.state === 'pending') return task
     }
-    if (this.#head > 0) {
+    if (this.#head > SHORT) {
       this.#tasks = []
       this.#head = 0
     }
