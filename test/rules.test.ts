@@ -371,6 +371,27 @@ t.test('rule 8: nothing is left behind', { skip: globalThis.gc === undefined && 
   t.strictSame(heldTasks.slice(0, 4).map(task => task.state), ['succeeded', 'failed', 'skipped', 'skipped'])
 })
 
+t.test('rule 8: a turn keeps no store of the request that asked for it', { skip: globalThis.gc === undefined && 'needs --expose-gc' }, async t => {
+  const { app } = await start(t)
+  const storage = new AsyncLocalStorage<object>()
+  const never = deferred()
+  let ref: WeakRef<object> | undefined
+  const addFirst = (): void => {
+    const store = { big: new Array(1000) }
+    ref = new WeakRef(store)
+    storage.run(store, () => { app.backgroundTasks.addTask(() => {}) })
+  }
+  addFirst()
+  app.backgroundTasks.addTask(async () => { await never.promise })
+  for (let i = 0; i < 5; i++) {
+    await turn()
+    globalThis.gc?.()
+  }
+  t.match(app.backgroundTasks.stats, { succeeded: 1, running: 1 })
+  t.equal(ref?.deref(), undefined)
+  never.resolve()
+})
+
 t.test('rule 9: a request that adds no task has no list', async t => {
   const { app, get } = await start(t)
   app.get('/', async request => {
