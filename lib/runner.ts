@@ -136,7 +136,7 @@ export class Runner {
         wait = this.#runs.failed(list, task as BackgroundTask, error)
       }
       if (wait !== undefined) continue
-      if (this.#turns.isUp()) return this.#turns.queue(list)
+      if (list.hasWork && this.#turns.isUp()) return this.#turns.queue(list)
       wait = this.#advance(list)
     }
   }
