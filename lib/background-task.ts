@@ -44,6 +44,44 @@ type Signatures<F> = F extends {
   ? [A, B, C, D, E, G, H, I]
   : never
 
+/** What a task lets go when it has ended: its function with its arguments, its list, and the context of its `addTask` call. */
+class TaskCall extends AsyncResource {
+  readonly fn: TaskFunction
+  args: unknown[]
+  owner: TaskOwner | undefined
+
+  constructor (fn: TaskFunction, args: unknown[]) {
+    super('BackgroundTask')
+    this.fn = fn
+    this.args = args
+  }
+}
+
+/**
+ * Names of functions. Reading `name` of one takes as long as a short task, and the tasks of a long list are mostly calls
+ * of one function: the last one is remembered, until the list has ended.
+ */
+export class FunctionNames {
+  #fn: TaskFunction | undefined
+  #name = ''
+
+  of (fn: TaskFunction | undefined): string {
+    if (fn !== this.#fn) {
+      this.#name = nameOf(fn)
+      this.#fn = fn
+    }
+    return this.#name
+  }
+
+  forget (): void {
+    this.#fn = undefined
+  }
+}
+
+function nameOf (fn: TaskFunction | undefined): string {
+  return fn?.name || 'anonymous'
+}
+
 /** The list that a task is on, as the task knows it. */
 export interface TaskOwner {
   taskCancelled: (task: BackgroundTask) => void
@@ -55,10 +93,8 @@ export interface TaskOwner {
  */
 export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFunction = TaskFunction> {
   #state: TaskState = 'pending'
-  #fn: TaskFunction | undefined
-  #args: unknown[] | undefined
-  #context: AsyncResource | undefined
-  #owner: TaskOwner | undefined
+  /** Until the task has ended. */
+  #call: TaskCall | undefined
   #name: string | undefined
   #id: string | undefined
   #controller: AbortController | undefined
@@ -75,15 +111,13 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   constructor (fn: TaskFunction<Args>, ...args: Args)
   constructor (fn: TaskFunction, ...args: unknown[]) {
     if (typeof fn !== 'function') throw invalidTask('new BackgroundTask', fn)
-    this.#fn = fn
-    this.#args = args
-    this.#context = new AsyncResource('BackgroundTask')
+    this.#call = new TaskCall(fn, args)
   }
 
   /** @internal Takes the array of arguments over: no second one for what `addTask` was given. */
   static of (fn: TaskFunction, args: unknown[]): BackgroundTask {
     const task = new BackgroundTask(fn as TaskFunction<[]>)
-    task.#args = args
+    ;(task.#call as TaskCall).args = args
     return task
   }
 
@@ -95,7 +129,7 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
 
   /** The name given by `with()`, else the function's, else `'anonymous'`. */
   get name (): string {
-    this.#name ??= this.options?.name ?? (this.#fn?.name || 'anonymous')
+    this.#name ??= this.options?.name ?? nameOf(this.#call?.fn)
     return this.#name
   }
 
@@ -115,7 +149,7 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   /** Skips the task while it is pending. False, and nothing happens, once it has started or ended. */
   cancel (): boolean {
     if (this.#state !== 'pending') return false
-    const owner = this.#owner
+    const owner = this.#call?.owner
     this.end('skipped')
     owner?.taskCancelled(this)
     return true
@@ -126,7 +160,7 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
    * @throws FST_BGT_INVALID_TASK if it is on a list, or was run before
    */
   async run (): Promise<void> {
-    if (this.#owner !== undefined || this.#state !== 'pending') throw notFree('run', this)
+    if (this.#call?.owner !== undefined || this.#state !== 'pending') throw notFree('run', this)
     try {
       this.begin()
       await this.start()
@@ -139,14 +173,18 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
 
   /** @internal Puts the task on a list. */
   join (owner: TaskOwner, options: TaskOptions | undefined): void {
-    if (this.#owner !== undefined || this.#state !== 'pending') throw notFree('addTask', this)
-    this.#owner = owner
+    const call = this.#call
+    if (call === undefined || call.owner !== undefined || this.#state !== 'pending') throw notFree('addTask', this)
+    call.owner = owner
     if (options !== undefined) this.options = options
   }
 
   /** @internal A task made elsewhere sees the `AsyncLocalStorage` stores of its `addTask` call. */
   recontext (): void {
-    this.#context = new AsyncResource('BackgroundTask')
+    // One that can be added has them.
+    const { fn, args, owner } = this.#call as TaskCall
+    this.#call = new TaskCall(fn, args)
+    this.#call.owner = owner
   }
 
   /** @internal */
@@ -160,12 +198,14 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
    * @param around is given the call, and makes it
    */
   start (around?: (call: () => unknown) => unknown): unknown {
-    // A pending task has both, and its arguments fit its function: its constructor is typed so.
-    const fn = this.#fn as (...args: unknown[]) => unknown
-    const context = this.#context as AsyncResource
-    const args = this.#args as unknown[]
-    if (around !== undefined) return context.runInAsyncScope(around, undefined, () => fn(...args))
-    return context.runInAsyncScope(fn, undefined, ...args)
+    // A task that has not ended has one, and its arguments fit its function: its constructor is typed so.
+    const call = this.#call as TaskCall
+    const fn = call.fn as (...args: unknown[]) => unknown
+    const { args } = call
+    if (around !== undefined) return call.runInAsyncScope(around, undefined, () => fn(...args))
+    // The usual task, without a spread.
+    if (args.length === 1) return call.runInAsyncScope(fn, undefined, args[0])
+    return call.runInAsyncScope(fn, undefined, ...args)
   }
 
   /**
@@ -173,16 +213,13 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
    * @internal
    * @returns the context that was the task's, for what is still to be said about it
    */
-  end (state: TaskState): AsyncResource {
+  end (state: TaskState, names?: FunctionNames): AsyncResource {
     // It ends once, and has it until then.
-    const context = this.#context as AsyncResource
-    this.#name ??= this.name
+    const call = this.#call as TaskCall
+    this.#name ??= this.options?.name ?? (names === undefined ? nameOf(call.fn) : names.of(call.fn))
     this.#state = state
-    this.#fn = undefined
-    this.#args = undefined
-    this.#owner = undefined
-    this.#context = undefined
-    return context
+    this.#call = undefined
+    return call
   }
 
   /** @internal */

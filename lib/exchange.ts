@@ -171,12 +171,10 @@ export class Exchange {
  * @param open makes the exchange of a request that has none yet
  */
 export function watchExchanges (app: FastifyInstance, open: (request: FastifyRequest) => void): void {
-  // Symbols pass Fastify's check for reference types, and declared here they are part of the request's hidden class.
+  // Declared here, these two are part of every request's hidden class. The others are not: Fastify's loop over what is
+  // declared costs more than a write (measured: 130 ns a request for all five).
   app.decorateRequest(kExchange, null)
   app.decorateRequest(kReply, null)
-  app.decorateRequest(kReturned, undefined)
-  app.decorateRequest(kSettled, UNSETTLED)
-  app.decorateRequest(kFailure, undefined)
 
   app.addHook('onRoute', watchHandler)
   for (const instance of [app, ...childrenOf(app)]) instance.addHook('onError', onError)
@@ -257,7 +255,7 @@ function watchHandler (route: RouteOptions & { websocket?: boolean, wsHandler?: 
     request[kReply] = reply
     request[kExchange]?.seen(reply)
     const returned: unknown = handler.call(this, request, reply)
-    request[kReturned] = returned
+    if (returned !== undefined) request[kReturned] = returned
     request[kExchange]?.advance()
     return returned
   }

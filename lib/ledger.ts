@@ -1,6 +1,6 @@
 import type { AsyncResource } from 'node:async_hooks'
 import type { FastifyBaseLogger } from 'fastify'
-import type { BackgroundTask } from './background-task.js'
+import { FunctionNames, type BackgroundTask } from './background-task.js'
 import { abandonedChannel, addedChannel, skippedChannel, type TaskAddedMessage } from './diagnostics.js'
 import { overloaded } from './errors.js'
 import { attempt } from './limits.js'
@@ -28,6 +28,7 @@ export class Ledger {
   readonly #counts = { pending: 0, running: 0, succeeded: 0, failed: 0, skipped: 0, abandoned: 0, enqueued: 0 }
   readonly #maxPending: number
   readonly #clock = new TurnClock()
+  readonly names = new FunctionNames()
   #failures: unknown[] = []
 
   constructor (maxPending: number) {
@@ -74,7 +75,7 @@ export class Ledger {
     list.unfinished--
     this.#counts.running--
     this.#counts.succeeded++
-    task.end('succeeded')
+    task.end('succeeded', this.names)
   }
 
   /** @returns the task's context, in which its failure is to be reported */

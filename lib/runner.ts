@@ -100,9 +100,14 @@ export class Runner {
   /** Runs tasks until one has to be waited for, which it returns, or the list has ended, or the turn is up. */
   #advance (list: TaskList): PromiseLike<unknown> | undefined {
     for (;;) {
-      const wait = this.#runNext(list)
-      if (wait !== undefined) return wait
-      if (list.phase === 'ended') return undefined
+      const task = list.next()
+      if (task === undefined) {
+        const wait = this.#cleanUp(list)
+        if (wait !== undefined || list.phase === 'ended') return wait
+      } else {
+        const wait = this.#runs.run(list, task)
+        if (wait !== undefined) return wait
+      }
       if (list.hasWork && this.#turns.isUp()) {
         this.#turns.queue(list)
         return undefined
@@ -110,9 +115,8 @@ export class Runner {
     }
   }
 
-  #runNext (list: TaskList): PromiseLike<unknown> | undefined {
-    const task = list.next()
-    if (task !== undefined) return this.#runs.run(list, task)
+  /** Runs a cleanup, or ends the list. */
+  #cleanUp (list: TaskList): PromiseLike<unknown> | undefined {
     const cleanup = list.nextCleanup()
     if (cleanup !== undefined) return this.#runs.run(list, cleanup, true)
     this.#finish(list)
@@ -143,6 +147,7 @@ export class Runner {
 
   #finish (list: TaskList): void {
     list.phase = 'ended'
+    this.ledger.names.forget()
     this.#turns.leave(list)
     this.#leave(list)
     list.end()

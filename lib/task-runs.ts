@@ -10,10 +10,13 @@ import type { TaskList } from './task-list.js'
 export class TaskRuns {
   readonly #options: ResolvedOptions
   readonly #ledger: Ledger
+  /** Whether every run is watched: for its time, or for being slow. */
+  readonly #watchesAll: boolean
 
   constructor (options: ResolvedOptions, ledger: Ledger) {
     this.#options = options
     this.#ledger = ledger
+    this.#watchesAll = options.timeout !== undefined || options.slowTask !== undefined
   }
 
   /** @returns what has to be waited for before the list goes on: the task's promise, or that of an `onError` */
@@ -31,7 +34,7 @@ export class TaskRuns {
         this.#ledger.started(task)
       }
       list.current = task
-      const result = this.#start(list, task)
+      const result = this.#watchesAll || task.options !== undefined || runIsTraced() ? this.#watch(list, task) : task.start()
       if (isThenable(result)) return result
       this.succeeded(list, task, result)
       return undefined
@@ -89,7 +92,8 @@ export class TaskRuns {
     return when(outcome) ? undefined : 'its `when` returned false'
   }
 
-  #start (list: TaskList, task: BackgroundTask): unknown {
+  /** Starts a task, with an eye on its time if it has limits. */
+  #watch (list: TaskList, task: BackgroundTask): unknown {
     const { slowTask: slow } = this.#options
     const timeout = task.options?.timeout ?? this.#options.timeout
     const traced = runIsTraced() && !list.cleaning

@@ -78,6 +78,15 @@ t.test('rule 2: a synchronous task is not awaited through a promise, a thenable 
   t.strictSame(ran, ['synchronous', 'microtask', 'thenable', 'thenable function', 'last'])
 })
 
+t.test('rule 2: a task gets the arguments it was added with, no more and no fewer', async t => {
+  const { app } = await start(t)
+  const got: unknown[][] = []
+  const take = (...args: unknown[]): void => { got.push(args) }
+  for (const args of [[], [undefined], [1], [1, 2], ['a', {}, null]]) app.backgroundTasks.addTask(take, ...args)
+  await app.backgroundTasks.idle()
+  t.strictSame(got, [[], [undefined], [1], [1, 2], ['a', {}, null]])
+})
+
 t.test('rule 3: late tasks run, in order, behind what is already there, under their own `when`', async t => {
   const { app, get } = await start(t)
   const ran: string[] = []
