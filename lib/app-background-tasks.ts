@@ -1,9 +1,20 @@
 import type { AddedArgs, AddedTask, BackgroundTask, TaskFunction } from './background-task.js'
-import type { TaskAdder } from './background-tasks.js'
+import type { JobArgs, TaskAdder } from './background-tasks.js'
+import type { AnyTaskDefinition, TaskDefinition } from './define-task.js'
+import { enqueue, get, type EnqueueArgs, type EnqueueOptions } from './enqueue.js'
+import type { JobRecord, Receipt } from './engines/engine.js'
 import { checkIdleOptions, checkTaskOptions, type IdleOptions, type TaskOptions } from './options.js'
 import type { TaskStats } from './ledger.js'
 import type { Runner } from './runner.js'
 import { TaskList } from './task-list.js'
+
+export type { EnqueueOptions }
+
+/** A task read back, with what its handler returned. */
+export interface TaskRecord<Result = unknown> extends Omit<JobRecord, 'result'> {
+  /** What the handler returned, as JSON, of a task that has `succeeded`. */
+  readonly result?: Result
+}
 
 /** The app's tasks, outside any request: each starts on a later turn, in the order added, and waits for no other. */
 export class AppBackgroundTasks implements TaskAdder {
@@ -29,6 +40,7 @@ export class AppBackgroundTasks implements TaskAdder {
     return this.#runner.stats
   }
 
+  addTask<Payload>(definition: TaskDefinition<Payload>, ...args: JobArgs<Payload>): BackgroundTask
   addTask<T extends BackgroundTask | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
   addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
   addTask (fn: unknown, ...args: unknown[]): BackgroundTask {
@@ -43,6 +55,25 @@ export class AppBackgroundTasks implements TaskAdder {
     const runner = this.#runner
     checkTaskOptions(options, true)
     return { addTask: (fn: unknown, ...args: unknown[]) => new TaskList(runner, undefined, 'ended').add(fn, args, options) }
+  }
+
+  /**
+   * Stores a task now, in the caller's transaction where the engine has one. Without an engine it is added to this app.
+   * @throws FST_BGT_ENGINE_UNAVAILABLE (503) if it is not known to be stored within `enqueueTimeout`
+   * @throws FST_BGT_UNSUPPORTED, FST_BGT_UNKNOWN_TASK, FST_BGT_INVALID_PAYLOAD, FST_BGT_INVALID_OPTION, FST_BGT_CLOSED
+   */
+  async enqueue<Payload>(definition: TaskDefinition<Payload>, ...args: EnqueueArgs<Payload>): Promise<Receipt> {
+    const [payload, options] = args as [unknown, EnqueueOptions | undefined]
+    return await enqueue(this.#runner, definition as AnyTaskDefinition, payload, options)
+  }
+
+  /**
+   * Reads a task of a definition back; undefined if there is none of this id, or its record has gone (`keep`).
+   * @throws FST_BGT_UNKNOWN_TASK, FST_BGT_UNSUPPORTED, FST_BGT_ENGINE_UNAVAILABLE (503), FST_BGT_CLOSED
+   */
+  async get<Payload, Result>(definition: TaskDefinition<Payload, Result>, id: string): Promise<TaskRecord<Result> | undefined> {
+    // The result went through JSON on its way: dates in it are strings.
+    return await get(this.#runner, definition as AnyTaskDefinition, id) as TaskRecord<Result> | undefined
   }
 
   /**

@@ -1,7 +1,8 @@
 import { AsyncResource } from 'node:async_hooks'
 import { randomUUID } from 'node:crypto'
 import { FST_BGT_INVALID_TASK } from './errors.js'
-import type { TaskOptions } from './options.js'
+import type { RunOptions, TaskOptions } from './options.js'
+import type { TaskJob } from './task-job.js'
 
 /**
  * - `pending`: waits for its exchange to end, or for its turn
@@ -98,8 +99,8 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   #name: string | undefined
   #id: string | undefined
   #controller: AbortController | undefined
-  /** @internal What `with()` said. */
-  options: TaskOptions | undefined
+  /** @internal What `with()` and the definition said. */
+  options: RunOptions | undefined
   /** @internal `performance.now()` of the `addTask` call. */
   addedAt = 0
 
@@ -118,6 +119,14 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   static of (fn: TaskFunction, args: unknown[]): BackgroundTask {
     const task = new BackgroundTask(fn as TaskFunction<[]>)
     ;(task.#call as TaskCall).args = args
+    return task
+  }
+
+  /** @internal A task of a definition. */
+  static ofJob (job: TaskJob, options: RunOptions): BackgroundTask {
+    const task: BackgroundTask = new BackgroundTask(() => job.run(task))
+    task.#id = job.origin.id
+    task.options = options
     return task
   }
 
@@ -192,6 +201,12 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     this.#state = 'running'
   }
 
+  /** @internal The next attempt has its own signal. */
+  again (): void {
+    this.#state = 'pending'
+    this.#controller = undefined
+  }
+
   /**
    * Calls the function in the task's context.
    * @internal
@@ -219,6 +234,7 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     this.#name ??= this.options?.name ?? (names === undefined ? nameOf(call.fn) : names.of(call.fn))
     this.#state = state
     this.#call = undefined
+    this.options?.job?.ended(this)
     return call
   }
 

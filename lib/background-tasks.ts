@@ -1,12 +1,27 @@
 import type { FastifyRequest } from 'fastify'
 import type { AddedArgs, AddedTask, BackgroundTask, OverloadedArgs, OverloadedFunction, TaskFunction } from './background-task.js'
+import type { TaskDefinition } from './define-task.js'
 import { Exchange, type ExchangeOutcome } from './exchange.js'
+import type { JobOptions } from './jobs.js'
 import { checkTaskOptions, type TaskOptions } from './options.js'
 import type { Runner } from './runner.js'
 import { TaskList } from './task-list.js'
 
+/** What `addTask` takes behind a definition: the payload, which may be left out where it may be `undefined`, and options. */
+export type JobArgs<Payload> = undefined extends Payload
+  ? [payload?: Payload, options?: JobOptions]
+  : [payload: Payload, options?: JobOptions]
+
 /** What takes tasks: a request's list, the app, and either of them `with()` options. */
 export interface TaskAdder {
+  /**
+   * Adds a task of a definition. Its payload is checked, and takes a JSON round trip.
+   * @throws FST_BGT_UNKNOWN_TASK if the definition is not among the app's `tasks`
+   * @throws FST_BGT_INVALID_PAYLOAD with path and reason
+   * @throws FST_BGT_UNSUPPORTED for an option that the engine cannot fulfil
+   * @throws FST_BGT_OVERLOADED (503) if `maxPending` tasks have not finished
+   */
+  addTask<Payload>(definition: TaskDefinition<Payload>, ...args: JobArgs<Payload>): BackgroundTask
   /**
    * Adds a function with its arguments, or a task made elsewhere.
    * @throws FST_BGT_INVALID_TASK if it is neither, or a task that was added or run before
@@ -26,6 +41,7 @@ export class BackgroundTasks implements TaskAdder {
     this.#list = new TaskList(runner, request, 'waiting')
     this.#exchange = new Exchange(request, this)
     this.#list.exchange = this.#exchange
+    if (runner.dispatch !== undefined) this.#list.toStore = []
   }
 
   /** Tasks that have not finished yet. */
@@ -43,6 +59,7 @@ export class BackgroundTasks implements TaskAdder {
     return this.#exchange.outcome
   }
 
+  addTask<Payload>(definition: TaskDefinition<Payload>, ...args: JobArgs<Payload>): BackgroundTask
   addTask<T extends BackgroundTask | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
   addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
   addTask (fn: unknown, ...args: unknown[]): BackgroundTask {
@@ -67,6 +84,25 @@ export class BackgroundTasks implements TaskAdder {
   addCleanup<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): void
   addCleanup (fn: unknown, ...args: unknown[]): void {
     this.#list.addCleanup(fn, args)
+  }
+
+  /** @internal */
+  replyHijacked (): void {
+    const { runner } = this.#list
+    if (runner.dispatch !== undefined) runner.storeNow(this.#list, this.#exchange.soFar())
+  }
+
+  /**
+   * Stores what the engine is to have, before the reply goes out. Nothing to wait for, if there is nothing to store.
+   * @internal
+   */
+  storeBeforeReply (): Promise<void> | undefined {
+    const list = this.#list
+    if (list.toStore === undefined || list.toStore.length === 0) {
+      list.toStore = undefined
+      return undefined
+    }
+    return list.runner.dispatch?.flush(list, this.#exchange.soFar())
   }
 
   /** @internal */

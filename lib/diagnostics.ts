@@ -41,8 +41,16 @@ export interface TaskAbandonedMessage extends TaskAddedMessage {
   ageMs: number
 }
 
+/** Message of `fastify-background-tasks.enqueue`: a task of a definition was added. */
+export interface TaskEnqueueMessage {
+  task: BackgroundTask
+  /** Travel with the task: a subscriber may change them. */
+  headers: Record<string, string>
+}
+
 export const runChannel = tracingChannel<unknown, TaskRunMessage>('fastify-background-tasks.run')
 export const addedChannel = channel('fastify-background-tasks.added')
+export const enqueueChannel = channel('fastify-background-tasks.enqueue')
 export const skippedChannel = channel('fastify-background-tasks.skipped')
 export const abandonedChannel = channel('fastify-background-tasks.abandoned')
 

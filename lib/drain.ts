@@ -12,6 +12,8 @@ export async function drain (runner: Runner): Promise<void> {
   const { closeTimeout } = runner.options
   const startedAt = performance.now()
   let exiting = false
+  // It answers at once: nothing of the deadline is spent on it.
+  void runner.dispatch?.link.pause()
   if (runner.open.size > 0) sayWhatIsWaitedFor(runner)
   while (runner.open.size > 0) {
     const elapsed = performance.now() - startedAt
@@ -22,11 +24,14 @@ export async function drain (runner: Runner): Promise<void> {
     } else if (exiting || (onlyUnsettled && unsettledMs <= 0)) {
       if (!endUnsettled(runner.open)) abandon(runner, 'for nothing in the process can settle them any more')
       exiting = false
+    } else if (isResting(runner.open, Date.now() + closeTimeout - elapsed)) {
+      abandon(runner, 'for their time comes after closeTimeout')
     } else {
       exiting = await nextLeave(runner, onlyUnsettled ? unsettledMs : closeTimeout - elapsed)
     }
   }
   runner.closed = true
+  await runner.dispatch?.link.stop()
 }
 
 /**
@@ -60,6 +65,12 @@ function isOnlyUnsettled (lists: Iterable<TaskList>): boolean {
   return true
 }
 
+/** Whether all that is left are tasks whose time comes after the deadline. */
+function isResting (lists: Iterable<TaskList>, deadline: number): boolean {
+  for (const list of lists) if ((list.restsUntil ?? 0) <= deadline) return false
+  return true
+}
+
 /** @returns whether there were any */
 function endUnsettled (lists: Iterable<TaskList>): boolean {
   const unsettled = [...lists].filter(list => list.phase === 'waiting')
@@ -72,6 +83,8 @@ function abandon (runner: Runner, why: string): void {
   const tasks = runner.abandonAll().map(({ list, task }) => ({
     ...bindingsOf(task), requestId: list.request?.id, ageMs: Math.round(now - task.addedAt)
   }))
+  // All of them may go back to their engine.
+  if (tasks.length === 0) return
   const names = tasks.map(task => task.name).join(', ')
   attempt(() => { runner.log.error({ tasks }, `background tasks abandoned, ${why}: ${names}`) })
 }

@@ -29,6 +29,39 @@ export const FST_BGT_TIMEOUT = createError(
   500
 )
 
+/** A payload is not what its definition accepts: 500, the route's mistake. The message names path and reason, never the value. */
+export const FST_BGT_INVALID_PAYLOAD = createError('FST_BGT_INVALID_PAYLOAD', 'The payload of the task "%s" %s', 500, TypeError)
+
+/** Two definitions have one name. */
+export const FST_BGT_DUPLICATE_TASK = createError(
+  'FST_BGT_DUPLICATE_TASK',
+  'There are two definitions of the name "%s" in the option "tasks": a name is one queue. Rename one of them'
+)
+
+/** A definition that the app was not told of. */
+export const FST_BGT_UNKNOWN_TASK = createError(
+  'FST_BGT_UNKNOWN_TASK',
+  'The definition "%s" is not one of the app\'s: add it to the option "tasks" of register. Known: %s'
+)
+
+/** What this placement cannot do: 500, the route's mistake. */
+export const FST_BGT_UNSUPPORTED = createError('FST_BGT_UNSUPPORTED', '%s cannot do what "%s" asks for: %s', 500)
+
+/** The app is closed: nothing is stored or read any more. */
+export const FST_BGT_CLOSED = createError('FST_BGT_CLOSED', '%s: the app has closed', 503)
+
+/** A job could not be stored in time: 503, sent with `Retry-After`. It may have been stored all the same. */
+export const FST_BGT_ENGINE_UNAVAILABLE = createError(
+  'FST_BGT_ENGINE_UNAVAILABLE',
+  'The background task engine "%s" is not available: %s. Retry later',
+  503
+)
+
+/** The error of an engine that could not do something in time, with the headers that Fastify's error handler sends along. */
+export function unavailable (engine: string, reason: string): Error {
+  return Object.assign(new FST_BGT_ENGINE_UNAVAILABLE(engine, reason), { headers: { 'retry-after': RETRY_AFTER } })
+}
+
 /** The plugin is registered already for this app, or for a parent of it. */
 export const FST_BGT_ALREADY_REGISTERED = createError(
   'FST_BGT_ALREADY_REGISTERED',

@@ -14,7 +14,8 @@
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import { hasNoTurnYet, isComplete, isGone, isOfAbort, isUpgrade, onUpgradeAnswer, type RawResponse as Raw } from './connection.js'
-import { FST_BGT_OVERLOADED, RETRY_AFTER } from './errors.js'
+import { FST_BGT_ENGINE_UNAVAILABLE, FST_BGT_OVERLOADED, RETRY_AFTER } from './errors.js'
+import { instancesOf } from './instances.js'
 import { isThenable } from './limits.js'
 
 /** How an exchange ended. */
@@ -32,6 +33,8 @@ export interface ExchangeOutcome {
 /** Who is told that an exchange has ended: the task list of its request. */
 export interface ExchangeListener {
   exchangeEnded: () => void
+  /** The reply will not pass `onSend`. */
+  replyHijacked: () => void
 }
 
 const kExchange = Symbol('fastify-background-tasks.exchange')
@@ -136,13 +139,18 @@ export class Exchange {
     })
   }
 
-  #end (): void {
+  /** What the outcome would be, if it ended now. */
+  soFar (): ExchangeOutcome {
     const { [kFailure]: error, [kReply]: reply } = this.request
     const statusCode = this.#upgradeStatus ?? reply?.raw.statusCode ?? 200
     const aborted = this.#aborted
-    this.outcome = error === undefined
+    return error === undefined
       ? { statusCode, failed: false, aborted }
       : { statusCode, failed: true, error: error === THREW_UNDEFINED ? undefined : error, aborted }
+  }
+
+  #end (): void {
+    this.outcome = this.soFar()
     this.listener.exchangeEnded()
   }
 
@@ -177,7 +185,7 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
   app.decorateRequest(kReply, null)
 
   app.addHook('onRoute', watchHandler)
-  for (const instance of [app, ...childrenOf(app)]) instance.addHook('onError', onError)
+  for (const instance of instancesOf(app)) instance.addHook('onError', onError)
   watchReply(app, open)
 }
 
@@ -192,7 +200,7 @@ function watchReply (app: FastifyInstance, open: (request: FastifyRequest) => vo
     request[kExchange]?.seen(this)
     settle(request, this, isFirst && isGone(this.raw, request))
     if (isFirst && payload instanceof Error) fail(request, this, payload)
-    else if (request[kFailure] instanceof FST_BGT_OVERLOADED) sayWhenToRetry(this)
+    else if (isToBeRetried(request[kFailure])) sayWhenToRetry(this)
     base.send.call(this, payload)
     request[kExchange]?.advance()
     return this
@@ -208,6 +216,7 @@ function watchReply (app: FastifyInstance, open: (request: FastifyRequest) => vo
       request[kExchange]?.upgrading(this.raw)
     }
     request[kExchange]?.seen(this)
+    request[kExchange]?.listener.replyHijacked()
     request[kExchange]?.advance()
     return this
   }
@@ -232,6 +241,10 @@ function baseOf (reply: FastifyReply, send: unknown): FastifyReply {
 function onError (request: FastifyRequest, reply: FastifyReply, error: unknown, done: () => void): void {
   fail(request, reply, error)
   done()
+}
+
+function isToBeRetried (error: unknown): boolean {
+  return error instanceof FST_BGT_OVERLOADED || error instanceof FST_BGT_ENGINE_UNAVAILABLE
 }
 
 /** An error handler may have left out the headers of the error. */
@@ -289,15 +302,4 @@ function onRequestClose (this: RawRequest): void {
 function onClose (this: RawResponse): void {
   const exchange = this[kExchange]
   exchange?.closed(isComplete(this, exchange.request))
-}
-
-/**
- * The encapsulated plugins that were loaded before this one: they took their copies of the hooks already. Fastify offers
- * no way to them but this symbol; should it go, failures there are seen by `reply.send(error)` alone.
- */
-function childrenOf (app: FastifyInstance): FastifyInstance[] {
-  return Object.getOwnPropertySymbols(app)
-    .filter(symbol => symbol.description === 'fastify.children')
-    .flatMap(symbol => Reflect.get(app, symbol) as FastifyInstance[])
-    .flatMap(child => [child, ...childrenOf(child)])
 }

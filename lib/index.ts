@@ -6,10 +6,14 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
 import { AppBackgroundTasks } from './app-background-tasks.js'
 import { BackgroundTasks } from './background-tasks.js'
+import { Definitions } from './definitions.js'
 import { drain } from './drain.js'
+import { placeOnEngine } from './engines/place.js'
 import { FST_BGT_ALREADY_REGISTERED } from './errors.js'
 import { Exchange, watchExchanges } from './exchange.js'
+import { Jobs, LOCAL } from './jobs.js'
 import { resolveOptions, type FastifyBackgroundTasksOptions } from './options.js'
+import { schemaCompiler } from './payload.js'
 import { Runner } from './runner.js'
 
 declare module 'fastify' {
@@ -30,13 +34,19 @@ declare module 'fastify' {
  */
 async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBackgroundTasksOptions): Promise<void> {
   if (app.hasDecorator('backgroundTasks')) throw new FST_BGT_ALREADY_REGISTERED()
-  const runner = new Runner(resolveOptions(options), app.log)
+  const resolved = resolveOptions(options)
+  const { tasks, engine } = resolved
+  const definitions = new Definitions(tasks, schemaCompiler(app.getSchemas()))
+  const runner = new Runner(resolved, app.log, new Jobs(app, definitions, engine ?? LOCAL))
 
   // One exchange a request has one list, and knows it as its listener.
   const listOf = (request: FastifyRequest): BackgroundTasks =>
     (Exchange.listenerOf(request) as BackgroundTasks | undefined) ?? new BackgroundTasks(runner, request)
 
   watchExchanges(app, listOf)
+  if (engine !== undefined) {
+    placeOnEngine(app, runner, engine, definitions.all, request => Exchange.listenerOf(request) as BackgroundTasks | undefined)
+  }
   app.decorate('backgroundTasks', new AppBackgroundTasks(runner))
   app.decorateRequest('backgroundTasks', {
     getter (this: FastifyRequest) { return listOf(this) }
@@ -68,10 +78,18 @@ const backgroundTasks = fp(fastifyBackgroundTasks, { fastify: '5.x', name: 'fast
 export default backgroundTasks
 export { backgroundTasks, backgroundTasks as fastifyBackgroundTasks }
 export { BackgroundTask } from './background-task.js'
+export { defineTask } from './define-task.js'
 export type { AddedArgs, AddedTask, OverloadedArgs, OverloadedFunction, TaskFunction, TaskState } from './background-task.js'
-export type { BackgroundTasks, TaskAdder } from './background-tasks.js'
+export type { AnyTaskDefinition, DefineTask, FailedTaskContext, RetryPolicy, TaskContext, TaskDefinition, TaskDefinitionOptions } from './define-task.js'
+export type { JobOptions } from './jobs.js'
+export type { EnqueueOptions, TaskRecord } from './app-background-tasks.js'
+export type { StandardSchema } from './standard-schema.js'
+export type {
+  Delivery, EngineEvents, Job, JobError, JobRecord, JobState, Json, Receipt, TaskEngine, TaskSpec, Verdict
+} from './engines/engine.js'
+export type { BackgroundTasks, JobArgs, TaskAdder } from './background-tasks.js'
 export type { AppBackgroundTasks } from './app-background-tasks.js'
 export type { ExchangeOutcome } from './exchange.js'
 export type { FastifyBackgroundTasksOptions, IdleOptions, TaskCondition, TaskOptions } from './options.js'
 export type { TaskStats } from './ledger.js'
-export type { TaskAbandonedMessage, TaskAddedMessage, TaskRunMessage, TaskSkippedMessage } from './diagnostics.js'
+export type { TaskAbandonedMessage, TaskAddedMessage, TaskEnqueueMessage, TaskRunMessage, TaskSkippedMessage } from './diagnostics.js'

@@ -88,6 +88,34 @@ export class Ledger {
     return task.end('failed')
   }
 
+  /** An attempt has failed, and there will be another one. */
+  retried (task: BackgroundTask): void {
+    this.#counts.running--
+    this.#counts.pending++
+    task.again()
+  }
+
+  /** An engine has the task, and this process has it no longer. */
+  enqueued (list: TaskList, task: BackgroundTask): void {
+    list.unfinished--
+    this.#counts.pending--
+    this.#counts.enqueued++
+    task.end('enqueued')
+  }
+
+  /** A job was stored that was on no list. */
+  enqueuedAtOnce (): void {
+    this.#counts.enqueued++
+  }
+
+  /** A task that an engine has delivered goes back there. */
+  released (list: TaskList, task: BackgroundTask): void {
+    list.unfinished--
+    this.#counts[task.state === 'running' ? 'running' : 'pending']--
+    task.end('enqueued')
+    task.abort()
+  }
+
   skipped (list: TaskList, task: BackgroundTask, reason: string): void {
     list.unfinished--
     this.#counts.pending--
@@ -120,8 +148,13 @@ export class Ledger {
 }
 
 /** What a log line says of a task: never its arguments. */
-export function bindingsOf (task: BackgroundTask): { id: string, name: string } {
-  return { id: task.id, name: task.name }
+export function bindingsOf (task: BackgroundTask): { id: string, name: string, attempt?: number, requestId?: string } {
+  const { id, name } = task
+  const job = task.options?.job
+  if (job === undefined) return { id, name }
+  const { delivery, requestId } = job.origin
+  // The others have the request's logger.
+  return { id, name, attempt: job.attempt, ...delivery !== undefined && requestId !== undefined && { requestId } }
 }
 
 export function messageOf (list: TaskList, task: BackgroundTask): TaskAddedMessage {

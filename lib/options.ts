@@ -1,7 +1,10 @@
 import type { FastifyRequest } from 'fastify'
 import type { BackgroundTask } from './background-task.js'
+import type { AnyTaskDefinition } from './define-task.js'
+import type { TaskEngine } from './engines/engine.js'
 import type { ExchangeOutcome } from './exchange.js'
-import { FST_BGT_INVALID_OPTION, show } from './errors.js'
+import type { TaskJob } from './task-job.js'
+import { BOOLEAN, check, CONDITION, COUNT, DURATION, FUNCTION, LIMIT, NAME, OBJECT, TIMER_DELAY, type Rules } from './rules.js'
 
 /**
  * Which tasks of an exchange run, decided when it has ended:
@@ -68,6 +71,34 @@ export interface FastifyBackgroundTasksOptions {
   readonly closeTimeout?: number | undefined
 
   /**
+   * The definitions that this app knows: adding another one throws `FST_BGT_UNKNOWN_TASK`.
+   * @default []
+   */
+  readonly tasks?: readonly AnyTaskDefinition[] | undefined
+
+  /**
+   * Where tasks of definitions are stored and run; functions always run here.
+   * @default none: they run here too
+   */
+  readonly engine?: TaskEngine<unknown> | undefined
+
+  /**
+   * Whether this process runs what the engine holds, and how many jobs at once: of each definition, or of those named.
+   * `false` for web processes beside separate workers.
+   * @default { concurrency: 10 }
+   */
+  readonly worker?: boolean | { readonly concurrency?: number | Readonly<Record<string, number>> | undefined } | undefined
+
+  /**
+   * Milliseconds for storing a request's tasks, connecting included. `ready()` waits no longer than that for the engine.
+   * @default 2000
+   */
+  readonly enqueueTimeout?: number | undefined
+
+  /** `'local'`: what cannot be stored runs here, with a warning in the log, and the client gets no 503. @default none */
+  readonly fallback?: 'local' | undefined
+
+  /**
    * The platform's `waitUntil` (Vercel, Cloudflare, Lambda wrappers), called at the first `addTask` of a request, in its
    * context, with a promise that settles when the list has ended and never rejects.
    */
@@ -84,6 +115,11 @@ export interface TaskOptions {
   readonly name?: string | undefined
 }
 
+/** @internal What a task carries: `with()`, and the job of one that has a definition. */
+export interface RunOptions extends TaskOptions {
+  readonly job?: TaskJob
+}
+
 /** The options with their defaults. */
 export interface ResolvedOptions {
   readonly when: TaskCondition
@@ -94,50 +130,43 @@ export interface ResolvedOptions {
   readonly timeout: number | undefined
   readonly slowTask: number | undefined
   readonly closeTimeout: number
+  readonly tasks: readonly AnyTaskDefinition[]
+  readonly engine: TaskEngine<unknown> | undefined
+  readonly worker: false | { readonly defaultConcurrency: number, readonly concurrency: Readonly<Record<string, number>> }
+  readonly enqueueTimeout: number
+  readonly fallback: 'local' | undefined
   readonly waitUntil: FastifyBackgroundTasksOptions['waitUntil']
 }
 
-interface Rule {
-  readonly accepts: string
-  readonly holds: (value: unknown) => boolean
+function isEngine (value: unknown): boolean {
+  return OBJECT.holds(value) && ['start', 'enqueue', 'consume', 'pause', 'get', 'stop'].every(method => FUNCTION.holds((value as Record<string, unknown>)[method]))
 }
 
-const isFunction = (value: unknown): boolean => typeof value === 'function'
-const isBoolean = (value: unknown): boolean => typeof value === 'boolean'
-const isLimit = (value: unknown): boolean => value === Infinity || (Number.isInteger(value) && (value as number) >= 1)
-const isDuration = (value: unknown): boolean => isTimerDelay(value) && (value as number) > 0
-const isCondition = (value: unknown): boolean =>
-  value === 'success' || value === 'error' || value === 'always' || isFunction(value)
-
-// Node's timers take at most a signed 32-bit number of milliseconds: past that they fire at once.
-const MAX_DELAY = 2 ** 31 - 1
-const isTimerDelay = (value: unknown): boolean => typeof value === 'number' && value >= 0 && value <= MAX_DELAY
-
-const WHEN: Rule = { accepts: '\'success\', \'error\', \'always\' or a function of the outcome', holds: isCondition }
-const LIMIT: Rule = { accepts: 'an integer of at least 1, or Infinity', holds: isLimit }
-const DURATION: Rule = { accepts: `a number of milliseconds above 0 and at most ${MAX_DELAY}`, holds: isDuration }
-const FUNCTION: Rule = { accepts: 'a function', holds: isFunction }
-
-const PLUGIN_RULES: Readonly<Record<string, Rule>> = {
-  when: WHEN,
-  stopOnError: { accepts: 'a boolean', holds: isBoolean },
+const PLUGIN_RULES: Rules = {
+  when: CONDITION,
+  stopOnError: BOOLEAN,
   onError: FUNCTION,
   concurrency: LIMIT,
   maxPending: LIMIT,
   timeout: DURATION,
   slowTask: DURATION,
-  closeTimeout: { accepts: `a number of milliseconds from 0 to ${MAX_DELAY}`, holds: isTimerDelay },
+  closeTimeout: TIMER_DELAY,
+  tasks: { accepts: 'an array of what defineTask returns', holds: value => Array.isArray(value) },
+  engine: { accepts: 'an engine, as bullmq() or pgBoss() make one', holds: isEngine },
+  worker: { accepts: 'a boolean or { concurrency }', holds: value => typeof value === 'boolean' || OBJECT.holds(value) },
+  enqueueTimeout: DURATION,
+  fallback: { accepts: '\'local\'', holds: value => value === 'local' },
   waitUntil: FUNCTION
 }
 
-const APP_TASK_RULES: Readonly<Record<string, Rule>> = {
+const APP_TASK_RULES: Rules = {
   timeout: DURATION,
-  name: { accepts: 'a string that is not empty', holds: value => typeof value === 'string' && value !== '' }
+  name: NAME
 }
 
-const REQUEST_TASK_RULES: Readonly<Record<string, Rule>> = { ...APP_TASK_RULES, when: WHEN }
+const REQUEST_TASK_RULES: Rules = { ...APP_TASK_RULES, when: CONDITION }
 
-const IDLE_RULES: Readonly<Record<string, Rule>> = { rejectOnFailure: { accepts: 'a boolean', holds: isBoolean } }
+const IDLE_RULES: Rules = { rejectOnFailure: BOOLEAN }
 
 // Fastify hands its own options of `register` to the plugin too.
 const REGISTER_OPTIONS = new Set(['prefix', 'logLevel', 'logSerializers'])
@@ -145,7 +174,13 @@ const REGISTER_OPTIONS = new Set(['prefix', 'logLevel', 'logSerializers'])
 /** @throws FST_BGT_INVALID_OPTION */
 export function resolveOptions (options: FastifyBackgroundTasksOptions): ResolvedOptions {
   check('register', options, PLUGIN_RULES, REGISTER_OPTIONS)
+  const tasks = options.tasks ?? []
   return {
+    tasks,
+    engine: options.engine,
+    worker: resolveWorker(options.worker ?? true, tasks),
+    enqueueTimeout: options.enqueueTimeout ?? 2000,
+    fallback: options.fallback,
     when: options.when ?? 'success',
     stopOnError: options.stopOnError ?? false,
     onError: options.onError,
@@ -156,6 +191,21 @@ export function resolveOptions (options: FastifyBackgroundTasksOptions): Resolve
     closeTimeout: options.closeTimeout ?? 8000,
     waitUntil: options.waitUntil
   }
+}
+
+const WORKER_RULES: Rules = {
+  concurrency: { accepts: `${COUNT.accepts}, or an object of them by task name`, holds: value => COUNT.holds(value) || OBJECT.holds(value) }
+}
+
+function resolveWorker (worker: NonNullable<FastifyBackgroundTasksOptions['worker']>, tasks: readonly AnyTaskDefinition[]): ResolvedOptions['worker'] {
+  const defaultConcurrency = 10
+  if (worker === false) return false
+  if (worker === true) return { defaultConcurrency, concurrency: {} }
+  check('worker', worker, WORKER_RULES)
+  const { concurrency = defaultConcurrency } = worker
+  if (typeof concurrency === 'number') return { defaultConcurrency: concurrency, concurrency: {} }
+  check('concurrency of worker', concurrency, Object.fromEntries(tasks.map(({ name }) => [name, COUNT])))
+  return { defaultConcurrency, concurrency }
 }
 
 /** @throws FST_BGT_INVALID_OPTION */
@@ -177,20 +227,4 @@ export interface IdleOptions {
    * @default false
    */
   readonly rejectOnFailure?: boolean | undefined
-}
-
-function check (where: string, options: object, rules: Readonly<Record<string, Rule>>, ignored?: ReadonlySet<string>): void {
-  if (typeof options !== 'object' || options === null) {
-    throw new FST_BGT_INVALID_OPTION(`${where} accepts an object of options; received ${show(options)}`)
-  }
-  for (const [name, value] of Object.entries(options)) {
-    const rule = Object.hasOwn(rules, name) ? rules[name] : undefined
-    if (rule === undefined) {
-      if (ignored?.has(name) === true) continue
-      throw new FST_BGT_INVALID_OPTION(`${where} has no option "${name}"; it accepts ${Object.keys(rules).join(', ')}`)
-    }
-    if (value !== undefined && !rule.holds(value)) {
-      throw new FST_BGT_INVALID_OPTION(`The option "${name}" of ${where} accepts ${rule.accepts}; received ${show(value)}`)
-    }
-  }
 }

@@ -3,7 +3,10 @@ import type { BackgroundTask } from './background-task.js'
 import { Ledger, type TaskStats } from './ledger.js'
 import { attempt } from './limits.js'
 import { OpenLists } from './open-lists.js'
+import type { Jobs } from './jobs.js'
 import type { ResolvedOptions } from './options.js'
+import type { ExchangeOutcome } from './exchange.js'
+import type { Dispatch } from './engines/dispatch.js'
 import type { TaskList } from './task-list.js'
 import { TaskRuns } from './task-runs.js'
 import { Turns } from './turns.js'
@@ -13,6 +16,9 @@ export class Runner {
   readonly log: FastifyBaseLogger
   readonly options: ResolvedOptions
   readonly ledger: Ledger
+  readonly jobs: Jobs
+  /** None when everything runs here. */
+  dispatch: Dispatch | undefined
   /** The lists that have work. */
   readonly open = new OpenLists()
   /** Whether the drain is over: what is added now is abandoned. */
@@ -22,8 +28,9 @@ export class Runner {
   #watchers: Array<() => void> = []
   #controller: AbortController | undefined
 
-  constructor (options: ResolvedOptions, log: FastifyBaseLogger) {
+  constructor (options: ResolvedOptions, log: FastifyBaseLogger, jobs: Jobs) {
     this.log = log
+    this.jobs = jobs
     this.options = options
     this.ledger = new Ledger(options.maxPending)
     this.#runs = new TaskRuns(options, this.ledger)
@@ -48,7 +55,32 @@ export class Runner {
 
   cancelled (list: TaskList, task: BackgroundTask): void {
     this.ledger.skipped(list, task, 'it was cancelled')
-    if (list.phase === 'waiting' && !list.hasWork) this.#leave(list)
+    this.#gone(list, task)
+  }
+
+  /** An engine has stored the task. */
+  enqueued (list: TaskList, task: BackgroundTask): void {
+    this.ledger.enqueued(list, task)
+    this.#gone(list, task)
+  }
+
+  /** No engine has stored the task. */
+  notStored (list: TaskList, task: BackgroundTask, error: unknown): void {
+    this.#runs.notStored(list, task, error)
+    this.#gone(list, task)
+  }
+
+  /** Whether the task's `when` holds for this outcome; if not, it is skipped. */
+  holds (list: TaskList, task: BackgroundTask, outcome: ExchangeOutcome | undefined): boolean {
+    try {
+      const reason = this.#runs.reasonToSkip(list, task, outcome)
+      if (reason === undefined) return true
+      this.ledger.skipped(list, task, reason)
+      this.#gone(list, task)
+    } catch (error) {
+      this.notStored(list, task, error)
+    }
+    return false
   }
 
   /** The list has work. */
@@ -58,8 +90,15 @@ export class Runner {
   }
 
   exchangeEnded (list: TaskList): void {
+    if (this.dispatch !== undefined) this.storeNow(list, list.exchange?.outcome)
     if (list.hasWork) this.#turns.queue(list)
     else this.#finish(list)
+  }
+
+  /** No reply will pass `onSend`, or has: what the list has for the engine is stored now. */
+  storeNow (list: TaskList, outcome: ExchangeOutcome | undefined): void {
+    // Failures are logged with their tasks.
+    this.dispatch?.flush(list, outcome).catch(() => {})
   }
 
   /** Resolves when no list has work. */
@@ -81,9 +120,20 @@ export class Runner {
   }
 
   #abandon (list: TaskList): BackgroundTask[] {
-    const tasks = list.takeAll()
+    const tasks: BackgroundTask[] = []
+    const left = list.takeAll()
     this.#runs.cutOff(list, this.signal.reason)
-    for (const task of tasks) this.ledger.abandoned(list, task)
+    for (const task of left) {
+      const job = task.options?.job
+      if (job?.origin.delivery === undefined) {
+        this.ledger.abandoned(list, task)
+        tasks.push(task)
+      } else {
+        // Not lost: its engine gives it to another process.
+        this.ledger.released(list, task)
+        job.settle({ kind: 'released' })
+      }
+    }
     // Started, and not waited for.
     for (let cleanup = list.nextCleanup(); cleanup !== undefined; cleanup = list.nextCleanup()) this.#runs.cleanUp(list, cleanup)
     if (list.phase === 'waiting') this.#leave(list)
@@ -117,6 +167,11 @@ export class Runner {
 
   /** Runs a cleanup, or ends the list. */
   #cleanUp (list: TaskList): PromiseLike<unknown> | undefined {
+    if (list.isWaitingForTasks) {
+      list.phase = 'ended'
+      this.#turns.leave(list)
+      return undefined
+    }
     const cleanup = list.nextCleanup()
     if (cleanup !== undefined) return this.#runs.run(list, cleanup, true)
     this.#finish(list)
@@ -143,6 +198,14 @@ export class Runner {
       if (list.hasWork && this.#turns.isUp()) return this.#turns.queue(list)
       wait = this.#advance(list)
     }
+  }
+
+  /** A task has left a list without having run there. */
+  #gone (list: TaskList, task: BackgroundTask): void {
+    list.forget(task)
+    if (list.phase === 'waiting' && !list.hasWork) this.#leave(list)
+    // It may have been the last one that the cleanups waited for.
+    else if (list.phase === 'ended' && list.place !== -1) this.#turns.queue(list)
   }
 
   #finish (list: TaskList): void {

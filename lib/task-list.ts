@@ -1,7 +1,9 @@
 import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
+import { TaskDefinition, type AnyTaskDefinition } from './define-task.js'
 import { BackgroundTask, invalidTask, type TaskFunction, type TaskOwner } from './background-task.js'
 import type { TaskRunMessage } from './diagnostics.js'
 import type { Exchange } from './exchange.js'
+import type { JobOptions } from './jobs.js'
 import type { TaskOptions } from './options.js'
 import type { Runner } from './runner.js'
 
@@ -9,7 +11,7 @@ import type { Runner } from './runner.js'
  * - `waiting`: its exchange has not ended
  * - `queued`: has work, and waits for a seat or for its turn
  * - `running`: one of its tasks runs
- * - `ended`: has no work; a late task takes it back to `queued`
+ * - `ended`: has nothing to run now; a late task, or one whose time has come, takes it back to `queued`
  */
 export type ListPhase = 'waiting' | 'queued' | 'running' | 'ended'
 
@@ -39,8 +41,12 @@ export class TaskList implements TaskOwner {
   epoch = 0
   /** Its place among the lists that have work, or -1. */
   place = -1
+  /** Tasks to be stored before the reply goes out; undefined once that was done: what comes then is stored at once. */
+  toStore: BackgroundTask[] | undefined
   #tasks: Array<BackgroundTask | undefined> = []
   #head = 0
+  /** Tasks that are neither here nor done: they wait for their time (with its timer), or for an engine to store them. */
+  #away: Map<BackgroundTask, NodeJS.Timeout | undefined> | undefined
   #cleanups: BackgroundTask[] | undefined
   #ended: (() => void) | undefined
 
@@ -59,6 +65,7 @@ export class TaskList implements TaskOwner {
   }
 
   add (fn: unknown, args: unknown[], options: TaskOptions | undefined): BackgroundTask {
+    if (fn instanceof TaskDefinition) return this.addJob(fn as AnyTaskDefinition, args[0], args[1] as JobOptions | undefined, options)
     const task = toTask('addTask', fn, args)
     if (!this.runner.closed) this.runner.ledger.admit()
     task.join(this, options)
@@ -70,6 +77,72 @@ export class TaskList implements TaskOwner {
       this.runner.added(this, task)
     }
     return task
+  }
+
+  /** A task of a definition. */
+  addJob (definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: TaskOptions | undefined): BackgroundTask {
+    const { runner } = this
+    if (!runner.closed) runner.ledger.admit()
+    const task = runner.jobs.make(definition, payload, jobOptions, options, this.request)
+    task.join(this, undefined)
+    if (runner.closed) {
+      runner.ledger.refused(this, task)
+    } else if (runner.dispatch === undefined) {
+      runner.jobs.history.add(task)
+      this.#tasks.push(task)
+      runner.added(this, task)
+    } else {
+      this.#leaveOut(task, undefined)
+      runner.added(this, task)
+      runner.dispatch.added(this, task)
+    }
+    return task
+  }
+
+  /** A task that an engine has delivered. */
+  put (task: BackgroundTask): void {
+    task.join(this, undefined)
+    this.#tasks.push(task)
+    this.runner.added(this, task)
+  }
+
+  /** The task starts later; the others do not wait for it. */
+  later (task: BackgroundTask, ms: number): void {
+    this.#leaveOut(task, setTimeout(() => { this.comeBack(task) }, ms))
+  }
+
+  /** A task that was away runs now, behind what is there. */
+  comeBack (task: BackgroundTask): void {
+    this.forget(task)
+    this.#tasks.push(task)
+    this.runner.wake(this)
+  }
+
+  /** A task that was away is done. */
+  forget (task: BackgroundTask): void {
+    clearTimeout(this.#away?.get(task))
+    this.#away?.delete(task)
+  }
+
+  /** Whether tasks are away: the list has not ended. */
+  get isWaitingForTasks (): boolean {
+    return this.#away !== undefined && this.#away.size > 0
+  }
+
+  /** `Date.now()` until when nothing happens here, if all that is left are tasks that wait for their time. */
+  get restsUntil (): number | undefined {
+    if (this.phase !== 'ended' || this.#away === undefined) return undefined
+    let soonest = Infinity
+    for (const [task, timer] of this.#away) {
+      if (timer === undefined) return undefined
+      soonest = Math.min(soonest, task.options?.job?.dueAt ?? 0)
+    }
+    return soonest
+  }
+
+  #leaveOut (task: BackgroundTask, timer: NodeJS.Timeout | undefined): void {
+    this.#away ??= new Map()
+    this.#away.set(task, timer)
   }
 
   addCleanup (fn: unknown, args: unknown[]): void {
@@ -107,7 +180,7 @@ export class TaskList implements TaskOwner {
     // Behind the head no place is empty.
     const queued = this.#tasks.slice(this.#head) as BackgroundTask[]
     const running = this.current !== undefined && !this.cleaning ? [this.current] : []
-    return [...running, ...queued.filter(task => task.state === 'pending')]
+    return [...running, ...[...queued, ...this.#away?.keys() ?? []].filter(task => task.state === 'pending')]
   }
 
   /** Takes all tasks that have not finished. Whoever awaits the running one leaves the list alone from now on. */
@@ -117,6 +190,9 @@ export class TaskList implements TaskOwner {
     this.current = undefined
     this.#tasks = []
     this.#head = 0
+    this.toStore = undefined
+    for (const timer of this.#away?.values() ?? []) clearTimeout(timer)
+    this.#away = undefined
     return tasks
   }
 
@@ -126,7 +202,7 @@ export class TaskList implements TaskOwner {
       const task = this.#tasks[i] as BackgroundTask
       if (task.state === 'pending') return task.addedAt
     }
-    return undefined
+    return this.#away?.keys().next().value?.addedAt
   }
 
   taskCancelled (task: BackgroundTask): void {

@@ -9,3 +9,4 @@ module.exports.default = index.default
 module.exports.backgroundTasks = index.backgroundTasks
 module.exports.fastifyBackgroundTasks = index.fastifyBackgroundTasks
 module.exports.BackgroundTask = index.BackgroundTask
+module.exports.defineTask = index.defineTask

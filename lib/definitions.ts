@@ -1,0 +1,40 @@
+import { TaskDefinition, type AnyTaskDefinition } from './define-task.js'
+import { FST_BGT_DUPLICATE_TASK, FST_BGT_INVALID_OPTION, FST_BGT_UNKNOWN_TASK, show } from './errors.js'
+import { payloadReader, type PayloadReader, type SchemaCompiler } from './payload.js'
+
+/** A definition of this app, its schema compiled. */
+export interface KnownTask {
+  readonly definition: AnyTaskDefinition
+  readonly read: PayloadReader
+}
+
+/** The definitions that an app knows. */
+export class Definitions {
+  readonly #known = new Map<string, KnownTask>()
+
+  /** @throws FST_BGT_INVALID_OPTION, FST_BGT_DUPLICATE_TASK */
+  constructor (tasks: readonly AnyTaskDefinition[], compile: SchemaCompiler) {
+    for (const definition of tasks) {
+      if (!(definition instanceof TaskDefinition)) {
+        throw new FST_BGT_INVALID_OPTION(`The option "tasks" of register accepts an array of what defineTask returns; one of them is ${show(definition)}`)
+      }
+      if (this.#known.has(definition.name)) throw new FST_BGT_DUPLICATE_TASK(definition.name)
+      this.#known.set(definition.name, { definition, read: payloadReader(definition, compile) })
+    }
+  }
+
+  get all (): KnownTask[] {
+    return [...this.#known.values()]
+  }
+
+  named (name: string): KnownTask | undefined {
+    return this.#known.get(name)
+  }
+
+  /** @throws FST_BGT_UNKNOWN_TASK */
+  known (definition: AnyTaskDefinition): KnownTask {
+    const known = this.#known.get(definition.name)
+    if (known?.definition === definition) return known
+    throw new FST_BGT_UNKNOWN_TASK(definition.name, this.#known.size === 0 ? 'none' : [...this.#known.keys()].join(', '))
+  }
+}

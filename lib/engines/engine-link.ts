@@ -1,0 +1,166 @@
+import type { FastifyBaseLogger } from 'fastify'
+import { FST_BGT_CLOSED, unavailable } from '../errors.js'
+import { attempt } from '../limits.js'
+import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
+import { GroupCommit } from './group-commit.js'
+
+/** Milliseconds between two attempts to start an engine. */
+const RESTART_MS = 500
+/** Milliseconds for the last words to an engine at the end of the drain. */
+const STOP_MS = 1_000
+
+export interface EngineLinkOptions {
+  readonly engine: TaskEngine<unknown>
+  readonly tasks: readonly TaskSpec[]
+  readonly log: FastifyBaseLogger
+  /** Milliseconds for storing, connecting included. */
+  readonly enqueueTimeout: number
+  /** Runs what the engine delivers; undefined in a process that only stores. */
+  readonly run: ((delivery: Delivery) => Promise<Verdict>) | undefined
+}
+
+/** The app's way to its engine, which may be away at any time: what has to be stored waits for it so long, and no longer. */
+export class EngineLink {
+  readonly engine: TaskEngine<unknown>
+  readonly #options: EngineLinkOptions
+  readonly #groups: GroupCommit | undefined
+  #isUp = false
+  #isStopping = false
+  #lastError = 'it has not been reached yet'
+  #whenUp: Promise<void>
+  #up!: () => void
+  #wakeUp: (() => void) | undefined
+  #starting: Promise<void> | undefined
+  readonly #whenReady: Promise<void>
+  #isReady!: () => void
+
+  constructor (options: EngineLinkOptions) {
+    this.#options = options
+    this.engine = options.engine
+    this.#groups = options.engine.groups ? new GroupCommit(jobs => this.engine.enqueue(jobs)) : undefined
+    this.#whenUp = new Promise(resolve => { this.#up = resolve })
+    this.#whenReady = new Promise(resolve => { this.#isReady = resolve })
+  }
+
+  /** Connects, and goes on trying. */
+  start (): void {
+    this.#starting = this.#keepStarting()
+  }
+
+  /** The app is ready: jobs may run. Resolves when the engine is there, at the latest after `enqueueTimeout`. */
+  async ready (): Promise<void> {
+    this.#isReady()
+    const isUp = await within(this.#options.enqueueTimeout, this.#whenUp.then(() => true), () => false)
+    if (isUp) return
+    const { log, enqueueTimeout } = this.#options
+    attempt(() => {
+      log.warn(`background task engine "${this.engine.name}" is not available after ${enqueueTimeout} ms (${this.#lastError}): the app starts, and goes on trying`)
+    })
+  }
+
+  /** @throws FST_BGT_ENGINE_UNAVAILABLE */
+  async enqueue (jobs: readonly Job[], tx?: unknown): Promise<Receipt[]> {
+    const { name } = this.engine
+    try {
+      return await within(this.#options.enqueueTimeout, this.#enqueue(jobs, tx), () => {
+        throw new Error(`the jobs were not stored within enqueueTimeout, ${this.#options.enqueueTimeout} ms`)
+      })
+    } catch (error) {
+      throw unavailable(name, messageOf(error))
+    }
+  }
+
+  /** @throws FST_BGT_CLOSED, FST_BGT_ENGINE_UNAVAILABLE */
+  async get (task: string, id: string): Promise<JobRecord | undefined> {
+    if (this.#isStopping) throw new FST_BGT_CLOSED('get')
+    try {
+      return await within(this.#options.enqueueTimeout, this.#get(task, id), () => {
+        throw new Error(`it did not answer within enqueueTimeout, ${this.#options.enqueueTimeout} ms`)
+      })
+    } catch (error) {
+      throw unavailable(this.engine.name, messageOf(error))
+    }
+  }
+
+  /** Takes no further jobs. */
+  async pause (): Promise<void> {
+    if (this.#isUp && this.#options.run !== undefined) await this.#quietly('pause', () => this.engine.pause())
+  }
+
+  /** Closes the connections, once what runs has told its verdict. */
+  async stop (): Promise<void> {
+    this.#isStopping = true
+    this.#isReady()
+    this.#wakeUp?.()
+    await this.#starting
+    await within(1.5 * STOP_MS, this.#quietly('stop', () => this.engine.stop({ drainMs: STOP_MS })), () => undefined)
+  }
+
+  async #enqueue (jobs: readonly Job[], tx: unknown): Promise<Receipt[]> {
+    if (!this.#isUp) await this.#whenUp
+    if (tx !== undefined) return await this.engine.enqueue(jobs, { tx })
+    return await (this.#groups ?? this.engine).enqueue(jobs)
+  }
+
+  async #get (task: string, id: string): Promise<JobRecord | undefined> {
+    if (!this.#isUp) await this.#whenUp
+    return await this.engine.get(task, id)
+  }
+
+  async #keepStarting (): Promise<void> {
+    const { log, tasks, run } = this.#options
+    while (!this.#isStopping) {
+      try {
+        if (!this.#isUp) await this.engine.start(tasks, { log, error: error => { this.#warn(error) } })
+        this.#isUp = true
+        this.#up()
+        await this.#whenReady
+        if (run !== undefined && !this.#isStopping) await this.engine.consume(run)
+        return
+      } catch (error) {
+        this.#warn(error)
+        await this.#pause(RESTART_MS)
+      }
+    }
+  }
+
+  async #pause (ms: number): Promise<void> {
+    await new Promise<void>(resolve => {
+      const timer = setTimeout(resolve, ms)
+      this.#wakeUp = () => { clearTimeout(timer); resolve() }
+    })
+  }
+
+  /** The same trouble is said once. */
+  #warn (error: unknown): void {
+    const message = messageOf(error)
+    if (message === this.#lastError || this.#isStopping) return
+    this.#lastError = message
+    attempt(() => { this.#options.log.warn(`background task engine "${this.engine.name}": ${message}`) })
+  }
+
+  async #quietly (what: string, call: () => Promise<void>): Promise<void> {
+    try {
+      await call()
+    } catch (error) {
+      attempt(() => { this.#options.log.warn(`background task engine "${this.engine.name}" failed to ${what}: ${messageOf(error)}`) })
+    }
+  }
+}
+
+/** Errors of engines can carry commands and payloads: their message alone is told. */
+function messageOf (error: unknown): string {
+  if (!(error instanceof Error)) return String(error)
+  // Node gives several attempts to connect one error without a message.
+  return error.message || String((error as { code?: unknown }).code ?? error.name)
+}
+
+async function within<T> (ms: number, promise: Promise<T>, late: () => T): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  const time = new Promise<void>(resolve => { timer = setTimeout(resolve, ms) })
+  try {
+    return await Promise.race([promise, time.then(late)])
+  } finally {
+    clearTimeout(timer)
+  }
+}

@@ -1,0 +1,60 @@
+/** `enqueue` and `get` of the app: one task at once, in whatever placement. */
+import type { AnyTaskDefinition } from './define-task.js'
+import type { JobRecord, Receipt } from './engines/engine.js'
+import { FST_BGT_CLOSED, FST_BGT_INVALID_OPTION, show } from './errors.js'
+import type { JobOptions } from './jobs.js'
+import type { Runner } from './runner.js'
+import type { TaskJob } from './task-job.js'
+import { TaskList } from './task-list.js'
+
+/** Options of `enqueue`. */
+export interface EnqueueOptions extends JobOptions {
+  /** The caller's transaction: the job is visible after its commit, and gone after its rollback. */
+  readonly tx?: { executeSql: (text: string, values?: unknown[]) => Promise<unknown> } | undefined
+}
+
+/** What `enqueue` takes behind a definition. */
+export type EnqueueArgs<Payload> = undefined extends Payload
+  ? [payload?: Payload, options?: EnqueueOptions]
+  : [payload: Payload, options?: EnqueueOptions]
+
+export async function enqueue (runner: Runner, definition: AnyTaskDefinition, payload: unknown, options: EnqueueOptions = {}): Promise<Receipt> {
+  const { tx, ...jobOptions } = options
+  if (tx !== undefined) {
+    runner.jobs.refuseUnless('tx', definition)
+    if (typeof tx !== 'object' || typeof tx?.executeSql !== 'function') {
+      throw new FST_BGT_INVALID_OPTION(`The option "tx" of enqueue accepts { executeSql(text, values) }; received ${show(tx)}`)
+    }
+  }
+  if (runner.closed) throw new FST_BGT_CLOSED('enqueue')
+  const task = runner.jobs.make(definition, payload, jobOptions, undefined, undefined)
+  const { id } = task
+  const { dispatch } = runner
+  if (dispatch === undefined) return addHere()
+  try {
+    const [receipt = { id, duplicate: false }] = await dispatch.link.enqueue([(task.options?.job as TaskJob).toStored()], tx)
+    if (!receipt.duplicate) runner.ledger.enqueuedAtOnce()
+    return receipt
+  } catch (err) {
+    // What belongs to a transaction cannot run without it.
+    if (tx !== undefined || runner.options.fallback !== 'local') throw err
+    runner.log.warn({ err, task: { id, name: definition.name } }, 'background task could not be stored: it runs here')
+    return addHere()
+  }
+
+  function addHere (): Receipt {
+    if (runner.jobs.history.isTaken(task)) return { id, duplicate: true }
+    runner.ledger.admit()
+    runner.jobs.history.add(task)
+    new TaskList(runner, undefined, 'ended').put(task)
+    return { id, duplicate: false }
+  }
+}
+
+export async function get (runner: Runner, definition: AnyTaskDefinition, id: string): Promise<JobRecord | undefined> {
+  const local = runner.jobs.find(definition, id)
+  const { dispatch } = runner
+  if (dispatch === undefined || local !== undefined) return local
+  runner.jobs.refuseUnless('get', definition)
+  return await dispatch.link.get(definition.name, id)
+}

@@ -1,0 +1,129 @@
+import { createHash, randomUUID } from 'node:crypto'
+import type { FastifyBaseLogger, FastifyInstance, FastifyRequest } from 'fastify'
+import { BackgroundTask } from './background-task.js'
+import type { AnyTaskDefinition } from './define-task.js'
+import type { Definitions, KnownTask } from './definitions.js'
+import { enqueueChannel } from './diagnostics.js'
+import type { Delivery, JobRecord, TaskEngine, Verdict } from './engines/engine.js'
+import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from './errors.js'
+import { History } from './history.js'
+import { attempt } from './limits.js'
+import type { RunOptions, TaskOptions } from './options.js'
+import { toJson } from './payload.js'
+import { check, NAME, TIMER_DELAY, type Rules } from './rules.js'
+import { TaskJob, type JobOrigin } from './task-job.js'
+
+/** Options of a task of a definition. */
+export interface JobOptions {
+  /**
+   * Makes the task's id, so that a repeated call finds what is there: the second one of a key does not run, as long as the
+   * first has a record.
+   */
+  readonly key?: string | undefined
+  /** Milliseconds before it may start. @default 0 */
+  readonly delay?: number | undefined
+}
+
+const JOB_RULES: Rules = { key: NAME, delay: TIMER_DELAY }
+const TRACE_HEADERS = ['traceparent', 'tracestate', 'baggage'] as const
+
+/** Where jobs go: this process, or an engine. */
+export type Placement = Pick<TaskEngine<unknown>, 'name' | 'supports'>
+
+export const LOCAL: Placement = { name: 'this process', supports: { delay: true, key: true, tx: false, get: true } }
+
+/** Makes tasks of definitions, and knows those of this process. */
+export class Jobs {
+  readonly history = new History()
+  readonly #app: FastifyInstance
+  readonly #definitions: Definitions
+  readonly #placement: Placement
+
+  constructor (app: FastifyInstance, definitions: Definitions, placement: Placement) {
+    this.#app = app
+    this.#definitions = definitions
+    this.#placement = placement
+  }
+
+  /**
+   * A task to be added.
+   * @throws FST_BGT_UNKNOWN_TASK, FST_BGT_INVALID_PAYLOAD, FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED
+   */
+  make (definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: TaskOptions | undefined, request: FastifyRequest | undefined): BackgroundTask {
+    const known = this.#definitions.known(definition)
+    if (options?.name !== undefined) {
+      throw new FST_BGT_INVALID_OPTION(`The option "name" of with is for functions: a definition has a name, "${definition.name}"`)
+    }
+    if (jobOptions !== undefined) check(`addTask of "${definition.name}"`, jobOptions, JOB_RULES)
+    for (const option of ['key', 'delay'] as const) {
+      if (jobOptions?.[option] !== undefined) this.refuseUnless(option, definition)
+    }
+    const text = toJson(definition.name, payload)
+    known.read(JSON.parse(text))
+    const key = jobOptions?.key
+    const origin: JobOrigin = {
+      id: key === undefined ? randomUUID() : idOf(definition.name, key),
+      keyed: key !== undefined,
+      delayMs: jobOptions?.delay ?? 0,
+      enqueuedAt: Date.now(),
+      headers: traceHeadersOf(request),
+      requestId: request?.id,
+      input: { text }
+    }
+    const task = this.#task(known, origin, request?.log ?? this.#app.log, options)
+    if (enqueueChannel.hasSubscribers) enqueueChannel.publish({ task, headers: origin.headers })
+    return task
+  }
+
+  /** A task that an engine has delivered; undefined if its definition is not known. */
+  deliver (delivery: Delivery, settle: (verdict: Verdict) => void): BackgroundTask | undefined {
+    const known = this.#definitions.named(delivery.task)
+    if (known === undefined) return undefined
+    const { id, enqueuedAt = Date.now(), headers, requestId, payload: found } = delivery
+    const origin: JobOrigin = {
+      id, keyed: false, delayMs: 0, enqueuedAt, headers: { ...headers }, requestId, input: { found }, delivery: { delivery, settle }
+    }
+    return this.#task(known, origin, this.#app.log, undefined)
+  }
+
+  /** @throws FST_BGT_UNSUPPORTED */
+  refuseUnless (option: keyof Placement['supports'], definition: AnyTaskDefinition): void {
+    if (!this.#placement.supports[option]) throw new FST_BGT_UNSUPPORTED(this.#placement.name, definition.name, option)
+  }
+
+  /** @throws FST_BGT_UNKNOWN_TASK */
+  find (definition: AnyTaskDefinition, id: string): JobRecord | undefined {
+    this.#definitions.known(definition)
+    const task = this.history.find(id)
+    const job = task?.options?.job
+    return task !== undefined && job?.name === definition.name ? job.toRecord(task) : undefined
+  }
+
+  #task (known: KnownTask, origin: JobOrigin, log: FastifyBaseLogger, options: TaskOptions | undefined): BackgroundTask {
+    const { name, timeout, when } = known.definition
+    const job = new TaskJob(known, origin, { app: this.#app, log, history: this.history })
+    const own: RunOptions = { name, timeout: options?.timeout ?? timeout, when: options?.when ?? when, job }
+    return BackgroundTask.ofJob(job, own)
+  }
+}
+
+/** A UUID of the task's name and key (version 8: of its maker's own kind, RFC 9562). */
+export function idOf (name: string, key: string): string {
+  const hash = createHash('sha256').update(`${name}\0${key}`).digest()
+  hash[6] = (hash.readUInt8(6) & 0x0f) | 0x80
+  hash[8] = (hash.readUInt8(8) & 0x3f) | 0x80
+  const hex = hash.toString('hex')
+  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20, 32)].join('-')
+}
+
+function traceHeadersOf (request: FastifyRequest | undefined): Record<string, string> {
+  const headers: Record<string, string> = {}
+  if (request === undefined) return headers
+  attempt(() => {
+    for (const name of TRACE_HEADERS) {
+      const value = request.headers[name]
+      if (typeof value === 'string') headers[name] = value
+    }
+  })
+  return headers
+}

@@ -1,0 +1,87 @@
+import AjvCompiler from '@fastify/ajv-compiler'
+import type { AnyTaskDefinition } from './define-task.js'
+import type { Json } from './engines/engine.js'
+import { FST_BGT_INVALID_OPTION, FST_BGT_INVALID_PAYLOAD } from './errors.js'
+import { isStandardSchema, reasonOf, type StandardSchema } from './standard-schema.js'
+
+/**
+ * The schema's output for a payload that has been through JSON. It may change what it is given.
+ * @throws FST_BGT_INVALID_PAYLOAD
+ */
+export type PayloadReader = (payload: unknown) => unknown
+
+/** Compiles JSON Schemas: without coercion, with formats. */
+export type SchemaCompiler = (schema: object) => JsonValidator
+
+type JsonValidator = ((value: unknown) => unknown) & { errors?: readonly JsonSchemaError[] | null }
+
+interface JsonSchemaError {
+  readonly instancePath: string
+  readonly message?: string
+  readonly params?: { readonly additionalProperty?: unknown }
+}
+
+/** @param shared the app's shared schemas, for `$ref` */
+export function schemaCompiler (shared: Record<string, unknown>): SchemaCompiler {
+  const compile = AjvCompiler()(shared as Record<string, object>, {
+    customOptions: { coerceTypes: false, removeAdditional: false, useDefaults: true, allErrors: false }
+  }) as unknown as (route: { schema: object }) => JsonValidator
+  return schema => compile({ schema })
+}
+
+/** @throws FST_BGT_INVALID_OPTION for a schema that cannot be compiled */
+export function payloadReader ({ name, payload: schema }: AnyTaskDefinition, compile: SchemaCompiler): PayloadReader {
+  if (schema === undefined) return payload => payload
+  return isStandardSchema(schema) ? standardReader(name, schema) : jsonSchemaReader(name, schema as object, compile)
+}
+
+function standardReader (name: string, schema: StandardSchema): PayloadReader {
+  return payload => {
+    const result = schema['~standard'].validate(payload)
+    if (result instanceof Promise) {
+      result.catch(() => {})
+      throw new FST_BGT_INVALID_PAYLOAD(name, 'has an asynchronous schema, and addTask is synchronous')
+    }
+    if (result.issues === undefined) return result.value
+    const issue = result.issues[0]
+    const { path, reason } = issue === undefined ? { path: '', reason: 'is refused by its schema' } : reasonOf(issue)
+    throw new FST_BGT_INVALID_PAYLOAD(name, `is invalid: ${path || 'it'} ${reason}`)
+  }
+}
+
+function jsonSchemaReader (name: string, schema: object, compile: SchemaCompiler): PayloadReader {
+  let validate: JsonValidator
+  try {
+    validate = compile(schema)
+  } catch (error) {
+    throw new FST_BGT_INVALID_OPTION(`The option "payload" of the task "${name}" accepts a JSON Schema; this one cannot be compiled: ${String(error)}`)
+  }
+  return payload => {
+    if (validate(payload) === true) return payload
+    const { instancePath = '', message = 'is refused by its schema', params } = validate.errors?.[0] ?? {}
+    const extra = params?.additionalProperty === undefined ? '' : ` (${String(params.additionalProperty)})`
+    throw new FST_BGT_INVALID_PAYLOAD(name, `is invalid: ${instancePath || 'it'} ${message}${extra}`)
+  }
+}
+
+/**
+ * A payload as JSON. Nothing is `null`, as in an array.
+ * @throws FST_BGT_INVALID_PAYLOAD for what JSON cannot hold: a BigInt, a cycle, a function
+ */
+export function toJson (name: string, payload: unknown): string {
+  if (payload === undefined) return 'null'
+  let text: string | undefined
+  try {
+    text = JSON.stringify(payload)
+  } catch (error) {
+    // V8 says where a cycle is, by names of properties.
+    throw new FST_BGT_INVALID_PAYLOAD(name, `is not JSON: ${error instanceof TypeError ? (error.message.split('\n')[0] ?? '') : 'its toJSON threw'}`)
+  }
+  if (text === undefined) throw new FST_BGT_INVALID_PAYLOAD(name, `is not JSON: it is a ${typeof payload}`)
+  return text
+}
+
+/** The result of a handler as JSON; nothing is `null`. Throws what `JSON.stringify` throws. */
+export function resultToJson (result: unknown): Json {
+  return JSON.parse(JSON.stringify(result) ?? 'null') as Json
+}

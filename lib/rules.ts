@@ -1,0 +1,55 @@
+/** What options accept, in words and as a check. */
+import { FST_BGT_INVALID_OPTION, show } from './errors.js'
+
+export interface Rule {
+  readonly accepts: string
+  readonly holds: (value: unknown) => boolean
+}
+
+export type Rules = Readonly<Record<string, Rule>>
+
+// Node's timers take at most a signed 32-bit number of milliseconds: past that they fire at once.
+const MAX_DELAY = 2 ** 31 - 1
+const isFunction = (value: unknown): boolean => typeof value === 'function'
+const isTimerDelay = (value: unknown): boolean => typeof value === 'number' && value >= 0 && value <= MAX_DELAY
+
+export const BOOLEAN: Rule = { accepts: 'a boolean', holds: value => typeof value === 'boolean' }
+export const FUNCTION: Rule = { accepts: 'a function', holds: isFunction }
+export const NAME: Rule = { accepts: 'a string that is not empty', holds: value => typeof value === 'string' && value !== '' }
+export const OBJECT: Rule = { accepts: 'an object', holds: value => typeof value === 'object' && value !== null }
+export const COUNT: Rule = { accepts: 'an integer of at least 1', holds: value => Number.isInteger(value) && (value as number) >= 1 }
+export const LIMIT: Rule = { accepts: 'an integer of at least 1, or Infinity', holds: value => value === Infinity || COUNT.holds(value) }
+export const DURATION: Rule = {
+  accepts: `a number of milliseconds above 0 and at most ${MAX_DELAY}`,
+  holds: value => isTimerDelay(value) && (value as number) > 0
+}
+export const TIMER_DELAY: Rule = { accepts: `a number of milliseconds from 0 to ${MAX_DELAY}`, holds: isTimerDelay }
+export const SECONDS: Rule = {
+  accepts: 'a number of seconds of at least 0',
+  holds: value => typeof value === 'number' && Number.isFinite(value) && value >= 0
+}
+export const CONDITION: Rule = {
+  accepts: '\'success\', \'error\', \'always\' or a function of the outcome',
+  holds: value => value === 'success' || value === 'error' || value === 'always' || isFunction(value)
+}
+
+/**
+ * @param where whose options they are, for the message
+ * @param ignored options that others take
+ * @throws FST_BGT_INVALID_OPTION
+ */
+export function check (where: string, options: unknown, rules: Rules, ignored?: ReadonlySet<string>): void {
+  if (typeof options !== 'object' || options === null) {
+    throw new FST_BGT_INVALID_OPTION(`${where} accepts an object of options; received ${show(options)}`)
+  }
+  for (const [name, value] of Object.entries(options)) {
+    const rule = Object.hasOwn(rules, name) ? rules[name] : undefined
+    if (rule === undefined) {
+      if (ignored?.has(name) === true) continue
+      throw new FST_BGT_INVALID_OPTION(`${where} has no option "${name}"; it accepts ${Object.keys(rules).join(', ')}`)
+    }
+    if (value !== undefined && !rule.holds(value)) {
+      throw new FST_BGT_INVALID_OPTION(`The option "${name}" of ${where} accepts ${rule.accepts}; received ${show(value)}`)
+    }
+  }
+}

@@ -1,0 +1,42 @@
+/**
+ * The interface of https://standardschema.dev, as far as it is used here, so that the published types need no schema
+ * library.
+ */
+export interface StandardSchema<Input = unknown, Output = Input> {
+  readonly '~standard': {
+    readonly version: 1
+    readonly vendor: string
+    readonly validate: (value: unknown) => StandardResult<Output> | Promise<StandardResult<Output>>
+    readonly types?: { readonly input: Input, readonly output: Output } | undefined
+  }
+}
+
+export type StandardResult<Output> =
+  | { readonly value: Output, readonly issues?: undefined }
+  | { readonly issues: readonly StandardIssue[] }
+
+export interface StandardIssue {
+  readonly message: string
+  readonly path?: ReadonlyArray<PropertyKey | { readonly key: PropertyKey }> | undefined
+}
+
+export type InferInput<S extends StandardSchema> = NonNullable<S['~standard']['types']>['input']
+export type InferOutput<S extends StandardSchema> = NonNullable<S['~standard']['types']>['output']
+
+export function isStandardSchema (value: unknown): value is StandardSchema {
+  if (value === null || (typeof value !== 'object' && typeof value !== 'function')) return false
+  const standard = (value as { '~standard'?: { validate?: unknown } })['~standard']
+  return typeof standard?.validate === 'function'
+}
+
+/**
+ * Where and why, and never what: messages of some libraries quote the value (valibot, arktype), so the reason is made of
+ * what the libraries add about the schema.
+ */
+export function reasonOf (issue: StandardIssue): { path: string, reason: string } {
+  const { expected, code, type, kind } = issue as StandardIssue & Partial<Record<'expected' | 'code' | 'type' | 'kind', unknown>>
+  const path = (issue.path ?? []).map(part => `/${String(typeof part === 'object' ? part.key : part)}`).join('')
+  if (typeof expected === 'string') return { path, reason: `must be ${expected}` }
+  const rule = [code, type, kind].find(word => typeof word === 'string')
+  return { path, reason: rule === undefined ? 'is refused by its schema' : `is refused by its schema (${String(rule)})` }
+}

@@ -1,0 +1,180 @@
+import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
+import type { BackgroundTask } from './background-task.js'
+import type { FailedTaskContext, TaskContext } from './define-task.js'
+import type { KnownTask } from './definitions.js'
+import type { Delivery, Job, JobError, JobRecord, JobState, Json, Verdict } from './engines/engine.js'
+import { FST_BGT_INVALID_PAYLOAD } from './errors.js'
+import type { History } from './history.js'
+import { attempt } from './limits.js'
+import { resultToJson } from './payload.js'
+
+/** Where a job comes from: it was added here, or an engine has delivered it. */
+export interface JobOrigin {
+  readonly id: string
+  readonly keyed: boolean
+  readonly delayMs: number
+  readonly enqueuedAt: number
+  readonly headers: Record<string, string>
+  readonly requestId: string | undefined
+  /** The payload as JSON, or as an engine found it. */
+  readonly input: { readonly text: string } | { readonly found: unknown }
+  readonly delivery?: { readonly delivery: Delivery, readonly settle: (verdict: Verdict) => void }
+}
+
+/** What a handler is given of the app. */
+export interface JobSurroundings {
+  readonly app: FastifyInstance
+  readonly log: FastifyBaseLogger
+  readonly history: History
+}
+
+/** A task of a definition: its payload, its attempts, and what is known of it. */
+export class TaskJob {
+  readonly known: KnownTask
+  readonly origin: JobOrigin
+  /** Starts so far. */
+  attempt: number
+  /** `Date.now()` before which it does not start. */
+  dueAt: number
+  result: Json | undefined
+  error: JobError | undefined
+  startedAt: number | undefined
+  finishedAt: number | undefined
+  readonly #surroundings: JobSurroundings
+  #input: JobOrigin['input'] | undefined
+
+  constructor (known: KnownTask, origin: JobOrigin, surroundings: JobSurroundings) {
+    this.known = known
+    this.origin = origin
+    this.attempt = (origin.delivery?.delivery.attempt ?? 1) - 1
+    this.dueAt = origin.delivery === undefined ? origin.enqueuedAt + origin.delayMs : 0
+    this.#input = origin.input
+    this.#surroundings = surroundings
+  }
+
+  get name (): string {
+    return this.known.definition.name
+  }
+
+  /** Milliseconds until it may start. */
+  waitMs (): number {
+    return this.dueAt - Date.now()
+  }
+
+  started (): void {
+    this.attempt++
+    this.startedAt ??= Date.now()
+  }
+
+  /**
+   * One attempt.
+   * @throws FST_BGT_INVALID_PAYLOAD for what an engine found
+   */
+  run (task: BackgroundTask): unknown {
+    const { definition } = this.known
+    if (this.attempt > definition.retry.attempts) throw new Error('the process that ran the task died during its last attempt')
+    const { app } = this.#surroundings
+    const { id, headers, requestId } = this.origin
+    const { attempt } = this
+    const log = this.#log
+    const context: TaskContext = { id, attempt, get signal () { return task.signal }, log, app, headers, requestId }
+    return definition.handler(this.known.read(parse(this.#input)) as never, context)
+  }
+
+  /** What becomes of a failed attempt: milliseconds until the next one, or undefined when the job has failed for good. */
+  retryMs (error: unknown): number | undefined {
+    this.error = toJobError(error)
+    const { definition } = this.known
+    const { attempts, when } = definition.retry
+    if (this.attempt >= attempts || error instanceof FST_BGT_INVALID_PAYLOAD) return undefined
+    try {
+      if (when !== undefined && !when(error)) return undefined
+    } catch {
+      // What cannot be decided is not tried again.
+      return undefined
+    }
+    return definition.backoffMs(this.attempt)
+  }
+
+  /** The call of the definition's `onFailed`, if it has one. */
+  lastWord (error: unknown): (() => unknown) | undefined {
+    const { onFailed, retry } = this.known.definition
+    if (onFailed === undefined || error instanceof FST_BGT_INVALID_PAYLOAD) return undefined
+    const input = this.#input
+    const context: FailedTaskContext = {
+      id: this.origin.id, attempts: Math.min(this.attempt, retry.attempts), log: this.#log, app: this.#surroundings.app
+    }
+    return () => onFailed(this.known.read(parse(input)) as never, error, context)
+  }
+
+  succeeded (result: unknown): void {
+    try {
+      this.result = resultToJson(result)
+    } catch (err) {
+      // The work is done: to do it again would not make its result JSON.
+      attempt(() => { this.#log.warn({ err, task: { id: this.origin.id, name: this.name } }, 'the result of a background task is not JSON: it is not kept') })
+    }
+    this.error = undefined
+    this.settle({ kind: 'done', result: this.result ?? null })
+  }
+
+  /** An engine is told what has become of its delivery. */
+  settle (verdict: Verdict): void {
+    this.origin.delivery?.settle(verdict)
+  }
+
+  /** The task has ended: its payload is let go. */
+  ended (task: BackgroundTask): void {
+    this.finishedAt = Date.now()
+    this.#input = undefined
+    this.#surroundings.history.ended(task)
+  }
+
+  /** The job as an engine stores it. */
+  toStored (): Job {
+    const { id, keyed, enqueuedAt, headers, requestId } = this.origin
+    return { id, task: this.name, payload: parse(this.#input) as Json, delayMs: Math.max(this.waitMs(), 0), keyed, enqueuedAt, headers, requestId }
+  }
+
+  toRecord (task: BackgroundTask): JobRecord {
+    const { startedAt, finishedAt, error, result } = this
+    return {
+      id: this.origin.id,
+      name: this.name,
+      state: this.#state(task),
+      attempt: this.attempt,
+      enqueuedAt: new Date(this.origin.enqueuedAt).toISOString(),
+      ...startedAt !== undefined && { startedAt: new Date(startedAt).toISOString() },
+      ...finishedAt !== undefined && { finishedAt: new Date(finishedAt).toISOString() },
+      ...error !== undefined && { error },
+      ...task.state === 'succeeded' && result !== undefined && { result }
+    }
+  }
+
+  get #log (): FastifyBaseLogger {
+    const { log } = this.#surroundings
+    const { delivery, requestId } = this.origin
+    return delivery === undefined || requestId === undefined ? log : log.child({ reqId: requestId })
+  }
+
+  #state (task: BackgroundTask): JobState {
+    // Stored in an engine: it is asked first.
+    if (task.state === 'enqueued') return 'pending'
+    if (task.state !== 'pending') return task.state
+    if (this.attempt > 0) return 'retrying'
+    return this.waitMs() > 0 ? 'delayed' : 'pending'
+  }
+}
+
+/** Each attempt has a payload of its own. */
+function parse (input: JobOrigin['input'] | undefined): unknown {
+  if (input === undefined) return undefined
+  return 'text' in input ? JSON.parse(input.text) : input.found
+}
+
+/** Anything can be thrown. */
+export function toJobError (error: unknown): JobError {
+  if (!(error instanceof Error)) return { name: 'Error', message: `a ${error === null ? 'null' : typeof error} was thrown` }
+  const { code } = error as { code?: unknown }
+  return { name: error.name, message: error.message, ...typeof code === 'string' && { code } }
+}
