@@ -58,7 +58,8 @@ t.test('a wrong value is shown in one short line', async t => {
 })
 
 t.test('an unknown option is refused by name', async t => {
-  const known = 'when, stopOnError, onError, concurrency, maxPending, timeout, slowTask, closeTimeout, waitUntil'
+  const known = 'when, stopOnError, onError, concurrency, maxPending, timeout, slowTask, closeTimeout, ' +
+    'tasks, engine, worker, enqueueTimeout, fallback, waitUntil'
   for (const name of ['timeOut', 'max_pending', 'toString', 'constructor', '0']) {
     const error = await refusalOf(register(t, { [name]: 1 }))
     t.match(error, { code: 'FST_BGT_INVALID_OPTION', message: `register has no option "${name}"; it accepts ${known}` })
