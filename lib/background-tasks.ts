@@ -39,9 +39,10 @@ export class BackgroundTasks implements TaskAdder {
   /** @internal */
   constructor (runner: Runner, request: FastifyRequest) {
     this.#list = new TaskList(runner, request, 'waiting')
+    if (runner.dispatch !== undefined) this.#list.toStore = []
+    // An exchange that has ended says so at once.
     this.#exchange = new Exchange(request, this)
     this.#list.exchange = this.#exchange
-    if (runner.dispatch !== undefined) this.#list.toStore = []
   }
 
   /** Tasks that have not finished yet. */

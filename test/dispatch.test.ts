@@ -1,0 +1,336 @@
+import websocket from '@fastify/websocket'
+import { Type } from '@sinclair/typebox'
+import t from 'tap'
+import { defineTask, type FastifyBackgroundTasksOptions } from '../lib/index.js'
+import { deferred, start, type Started } from './support/app.js'
+import { StubEngine } from './support/stub-engine.js'
+
+const turn = (): Promise<void> => new Promise(resolve => { setImmediate(resolve) })
+const ran: string[] = []
+const job = defineTask({ name: 'job', payload: Type.String(), handler (name) { ran.push(name) } })
+t.beforeEach(() => { ran.length = 0 })
+
+interface OnStub extends Started {
+  engine: StubEngine
+}
+
+async function onStub (t: Parameters<typeof start>[0], options: FastifyBackgroundTasksOptions = {}, prepare: (engine: StubEngine) => void = () => {}): Promise<OnStub> {
+  const engine = new StubEngine()
+  prepare(engine)
+  return { engine, ...await start(t, { tasks: [job], engine, enqueueTimeout: 100, ...options }) }
+}
+
+const refuse = async (): Promise<void> => { throw new Error('connection refused') }
+
+t.test('a 202 means stored: the jobs of a request are stored in one call before its reply, with ids known before', async t => {
+  const { app, engine } = await onStub(t)
+  const gate = deferred()
+  engine.onEnqueue = () => gate.promise
+  app.addHook('preHandler', async request => { request.backgroundTasks.addTask(job, 'hook') })
+  app.post('/', async (request, reply) => {
+    request.backgroundTasks.addTask(() => { ran.push('function') })
+    const task = request.backgroundTasks.addTask(job, 'route', { delay: 5 })
+    return reply.code(202).send({ id: task.id, state: task.state })
+  })
+  let replied = false
+  const injected = app.inject({ method: 'POST', url: '/', headers: { traceparent: '00-1-2-01' } }).then(reply => { replied = true; return reply })
+  while (engine.calls.at(-1) !== 'enqueue') await turn()
+  t.notOk(replied, 'the reply waits')
+  gate.resolve()
+  const { statusCode, body } = await injected
+  await app.backgroundTasks.idle()
+  t.equal(statusCode, 202)
+  t.equal(engine.stored.length, 1)
+  t.match(engine.stored[0], [
+    { task: 'job', payload: 'hook', keyed: false, delayMs: 0, requestId: 'req-1', headers: { traceparent: '00-1-2-01' } },
+    { task: 'job', payload: 'route', id: (JSON.parse(body) as { id: string }).id, delayMs: Number }
+  ])
+  t.strictSame(ran, ['function'], 'functions run here, jobs do not')
+  t.match(app.backgroundTasks.stats, { enqueued: 2, succeeded: 1, pending: 0 })
+})
+
+t.test('a failed request stores nothing but what is for failures', async t => {
+  const { app, engine } = await onStub(t)
+  app.get('/', async request => {
+    const cancelled = request.backgroundTasks.addTask(job, 'cancelled')
+    request.backgroundTasks.addTask(job, 'success')
+    request.backgroundTasks.with({ when: 'error' }).addTask(job, 'error')
+    request.backgroundTasks.with({ when: ({ statusCode }) => statusCode === 500 }).addTask(job, 'status')
+    request.backgroundTasks.with({ when () { throw new Error('when') } }).addTask(job, 'throws')
+    cancelled.cancel()
+    throw new Error('no')
+  })
+  t.equal((await app.inject('/')).statusCode, 500)
+  await app.backgroundTasks.idle()
+  t.strictSame(engine.stored.map(jobs => jobs.map(({ payload }) => payload)), [['error', 'status']])
+  t.match(app.backgroundTasks.stats, { enqueued: 2, skipped: 2, failed: 1, pending: 0 })
+})
+
+t.test('what cannot be stored in time is a 503 with Retry-After, names itself in the log, and skips the request\'s functions', async t => {
+  const failures: unknown[] = []
+  const { app, engine, logs } = await onStub(t, { onError: (error, task) => { failures.push((error as { code: string }).code, task.name) } })
+  app.get('/', async (request, reply) => {
+    request.backgroundTasks.addTask(() => { ran.push('function') })
+    const { id } = request.backgroundTasks.addTask(job, 'secret')
+    reply.header('x-id', id).code(202)
+    return { id }
+  })
+  app.register(async child => {
+    // It forgets the headers of the error.
+    child.setErrorHandler(async (error: { statusCode?: number }, _request, reply) => await reply.code(error.statusCode ?? 500).send('sorry'))
+    child.get('/custom', async request => { request.backgroundTasks.addTask(job, 'secret') })
+  })
+  for (const [path, onEnqueue, reason] of [
+    ['/', refuse, 'connection refused'],
+    ['/', () => new Promise<void>(() => {}), 'the jobs were not stored within enqueueTimeout, 100 ms'],
+    ['/custom', refuse, 'connection refused']
+  ] as const) {
+    engine.onEnqueue = onEnqueue
+    const { statusCode, headers, body } = await app.inject(path)
+    await app.backgroundTasks.idle()
+    t.equal(statusCode, 503)
+    t.equal(headers['retry-after'], '1')
+    if (path === '/') t.match(JSON.parse(body), { code: 'FST_BGT_ENGINE_UNAVAILABLE', message: `The background task engine "stub" is not available: ${reason}. Retry later` })
+  }
+  const lines = logs.filter(({ level, msg }) => level === 50 && msg === 'background task failed')
+  t.match(lines, Array(3).fill({ task: { name: 'job', id: String }, err: { code: 'FST_BGT_ENGINE_UNAVAILABLE' } }))
+  t.strictSame(ran, [], 'a store that fails is an error of the exchange')
+  t.notMatch(JSON.stringify(logs), 'secret')
+  t.strictSame(failures, Array(3).fill(['FST_BGT_ENGINE_UNAVAILABLE', 'job']).flat())
+})
+
+t.test('fallback: what cannot be stored runs here, under the id that was given out', async t => {
+  const { app, engine, logs } = await onStub(t, { fallback: 'local', worker: false })
+  engine.onEnqueue = refuse
+  app.get('/', async request => ({ id: request.backgroundTasks.addTask(job, 'here').id }))
+  const reply = await app.inject('/')
+  await app.backgroundTasks.idle()
+  const { id } = reply.json<{ id: string }>()
+  t.equal(reply.statusCode, 200)
+  t.strictSame(ran, ['here'])
+  t.match(await app.backgroundTasks.get(job, id), { id, state: 'succeeded' })
+  t.match(logs.filter(({ level }) => level === 40), [{ msg: 'background task could not be stored: it runs here', task: { id, name: 'job' } }])
+  const receipt = await app.backgroundTasks.enqueue(job, 'enqueued', { key: 'k' })
+  await app.backgroundTasks.idle()
+  t.match(await app.backgroundTasks.get(job, receipt.id), { state: 'succeeded' })
+  await t.rejects(app.backgroundTasks.enqueue(job, 'in a transaction', { tx: { executeSql: async () => ({}) } }), { code: 'FST_BGT_ENGINE_UNAVAILABLE' })
+  t.strictSame(ran, ['here', 'enqueued'])
+})
+
+t.test('replies that never pass onSend, and late tasks, store at once; what cannot be is logged with name and id', async t => {
+  const { app, engine, address, get, logs } = await onStub(t)
+  await app.register(websocket)
+  app.get('/hijack', (request, reply) => {
+    request.backgroundTasks.addTask(job, 'before hijack')
+    reply.hijack()
+    request.backgroundTasks.addTask(job, 'after hijack')
+    reply.raw.end('done')
+  })
+  app.get('/late', async (request, reply) => {
+    request.backgroundTasks.addTask(() => { request.backgroundTasks.addTask(job, 'by a task') })
+    await reply.send('done')
+    request.backgroundTasks.addTask(job, 'after the reply')
+  })
+  const upgraded = deferred()
+  app.get('/ws', { websocket: true }, (socket, request) => {
+    request.backgroundTasks.addTask(job, 'on a websocket')
+    socket.close()
+    socket.on('close', upgraded.resolve)
+  })
+  const payloads = (): unknown[] => engine.stored.flat().map(({ payload }) => payload)
+  await get('/hijack')
+  await app.backgroundTasks.idle()
+  t.strictSame(payloads(), ['before hijack', 'after hijack'])
+  await get('/late')
+  await app.backgroundTasks.idle()
+  t.strictSame(payloads().slice(2).sort(), ['after the reply', 'by a task'])
+  const { WebSocket } = await import('ws')
+  const client = new WebSocket(`${(await address()).replace('http', 'ws')}/ws`)
+  client.on('error', () => {})
+  await upgraded.promise
+  await app.backgroundTasks.idle()
+  t.equal(payloads().at(-1), 'on a websocket')
+  engine.onEnqueue = refuse
+  await get('/hijack')
+  await app.backgroundTasks.idle()
+  t.match(logs.filter(({ level }) => level === 50), [
+    { msg: 'background task failed', task: { name: 'job' }, err: { code: 'FST_BGT_ENGINE_UNAVAILABLE' } },
+    { msg: 'background task failed', task: { name: 'job' }, err: { code: 'FST_BGT_ENGINE_UNAVAILABLE' } }
+  ])
+})
+
+t.test('a cleanup waits for the tasks that are being stored', async t => {
+  const { app, engine, get } = await onStub(t)
+  app.get('/', async (request, reply) => {
+    await reply.send('done')
+    request.backgroundTasks.addCleanup(() => { ran.push(`cleanup behind ${engine.stored.length}`) })
+    request.backgroundTasks.addTask(job, 'late')
+  })
+  engine.onEnqueue = async () => { await turn(); await turn() }
+  await get('/')
+  await app.backgroundTasks.idle()
+  t.strictSame(ran, ['cleanup behind 1'])
+})
+
+t.test('an engine that is away: the app starts with a warning, answers 503, and recovers by itself', async t => {
+  let isAway = true
+  const { app, engine, logs } = await onStub(t, { enqueueTimeout: 50 }, engine => { engine.onStart = async () => { if (isAway) await refuse() } })
+  app.get('/', async request => { request.backgroundTasks.addTask(job, 'job') })
+  app.get('/none', async () => 'served')
+  const from = Date.now()
+  await app.ready()
+  t.ok(Date.now() - from < 1_000)
+  t.match(logs.filter(({ level }) => level === 40).map(({ msg }) => msg), [
+    'background task engine "stub": connection refused',
+    'background task engine "stub" is not available after 50 ms (connection refused): the app starts, and goes on trying'
+  ])
+  t.equal((await app.inject('/none')).body, 'served')
+  t.equal((await app.inject('/')).statusCode, 503)
+  isAway = false
+  while (engine.run === undefined) await new Promise(resolve => { setTimeout(resolve, 20) })
+  t.equal((await app.inject('/')).statusCode, 200)
+  engine.report?.(new Error('connection reset'))
+  engine.report?.(new Error('connection reset'))
+  t.equal(logs.filter(({ msg }) => msg.includes('reset')).length, 1, 'the same trouble is said once')
+})
+
+t.test('concurrent requests share a call where the engine wants groups; one alone waits for nobody', async t => {
+  const { app, engine } = await onStub(t, { enqueueTimeout: 5_000 }, engine => { engine.groups = true })
+  const gates = [deferred(), deferred()]
+  let calls = 0
+  engine.onEnqueue = async jobs => {
+    await gates[calls++]?.promise
+    if (jobs.some(({ payload }) => payload === 'refused')) await refuse()
+  }
+  app.get<{ Params: { name: string } }>('/:name', async request => { request.backgroundTasks.addTask(job, request.params.name, { key: request.params.name }) })
+  await app.ready()
+  const get = async (name: string): Promise<number> => (await app.inject(`/${name}`)).statusCode
+  const first = get('a')
+  while (calls === 0) await turn()
+  const others = ['b', 'c', 'refused', 'b'].map(get)
+  for (let i = 0; i < 20; i++) await turn()
+  t.equal(calls, 1, 'the next group gathers while a call is under way')
+  gates[0]?.resolve()
+  gates[1]?.resolve()
+  t.equal(await first, 200)
+  t.strictSame(await Promise.all(others), [200, 200, 503, 200], 'a job that is refused fails no stranger')
+  const groups = engine.stored.map(jobs => jobs.map(({ payload }) => payload))
+  t.strictSame(groups, [['a'], ['b'], ['c'], ['b']], 'the group of three was refused and stored one by one; a repeated id waits for its own call')
+  engine.onEnqueue = async () => { await turn() }
+  engine.stored.length = 0
+  await Promise.all(Array.from({ length: 1_200 }, (_, i) => get(String(i))))
+  t.equal(engine.stored.flat().length, 1_200)
+  t.ok(Math.max(...engine.stored.map(jobs => jobs.length)) <= 500, 'groups are bounded')
+  t.ok(engine.stored.length < 100)
+})
+
+t.test('enqueue stores at once, in the transaction of the caller', async t => {
+  const { app, engine } = await onStub(t)
+  await app.ready()
+  const tx = { executeSql: async () => ({}) }
+  const receipt = await app.backgroundTasks.enqueue(job, 'in tx', { tx, key: 'k', delay: 1_000 })
+  t.match(receipt, { id: /^[0-9a-f-]{36}$/, duplicate: false })
+  t.strictSame(await app.backgroundTasks.enqueue(job, 'again', { key: 'k' }), { id: receipt.id, duplicate: true })
+  t.strictSame(engine.transactions, [tx, undefined])
+  t.match(engine.stored[0], [{ keyed: true, payload: 'in tx' }])
+  t.equal(app.backgroundTasks.stats.enqueued, 1)
+  t.match(await app.backgroundTasks.get(job, receipt.id), { state: 'pending' })
+  await t.rejects(app.backgroundTasks.enqueue(job, 'x', { tx: 1 as never }), { code: 'FST_BGT_INVALID_OPTION', message: /"tx" of enqueue accepts/ })
+})
+
+t.test('a route that awaits an enqueue which cannot store answers 503 by itself', async t => {
+  const { app, engine } = await onStub(t)
+  engine.onEnqueue = refuse
+  app.get('/', async () => await app.backgroundTasks.enqueue(job, 'x'))
+  const { statusCode, headers } = await app.inject('/')
+  t.strictSame([statusCode, headers['retry-after']], [503, '1'])
+})
+
+t.test('what an engine cannot do is refused at the call', async t => {
+  const { app } = await onStub(t, {}, engine => { Object.assign(engine, { supports: { delay: false, key: false, tx: false, get: false } }) })
+  for (const options of [{ delay: 1 }, { key: 'k' }]) {
+    t.throws(() => app.backgroundTasks.addTask(job, 'x', options), { code: 'FST_BGT_UNSUPPORTED', statusCode: 500, message: `stub cannot do what "job" asks for: ${Object.keys(options)[0]}` })
+  }
+  await t.rejects(app.backgroundTasks.get(job, 'id'), { code: 'FST_BGT_UNSUPPORTED' })
+  await t.rejects(app.backgroundTasks.enqueue(job, 'x', { tx: { executeSql: async () => ({}) } }), { code: 'FST_BGT_UNSUPPORTED' })
+})
+
+t.test('a worker turns each end of an attempt into its verdict', async t => {
+  const told: unknown[] = []
+  const gate = deferred()
+  const work = defineTask({
+    name: 'work',
+    payload: Type.Object({ do: Type.String() }),
+    timeout: 50,
+    retry: { attempts: 3, backoff: { delay: 10 } },
+    async handler (payload, { id, attempt, headers, requestId, log, app }) {
+      told.push([id, attempt, headers, requestId, typeof log.info, app.backgroundTasks !== undefined])
+      if (payload.do === 'throw') throw Object.assign(new Error('no'), { code: 'E' })
+      if (payload.do === 'hang') await gate.promise
+      return { did: payload.do }
+    },
+    onFailed (payload, error, { attempts }) { told.push(['onFailed', payload, (error as Error).message, attempts]) }
+  })
+  const { app, engine, logs } = await onStub(t, { tasks: [work] })
+  await app.ready()
+  const failed = (): number => logs.filter(({ level, msg }) => level === 50 && msg === 'background task failed').length
+  const task = 'work'
+  t.match(engine.specs, [{ name: 'work', attempts: 3, timeout: 50, keep: { succeeded: 3_600, failed: 604_800 }, concurrency: 10 }])
+  t.strictSame(await engine.deliver({ task, id: 'a', payload: { do: 'it' }, headers: { h: '1' }, requestId: 'req-7' }), { kind: 'done', result: { did: 'it' } })
+  t.strictSame(told.splice(0), [['a', 1, { h: '1' }, 'req-7', 'function', true]])
+  t.strictSame(await engine.deliver({ task, payload: { do: 'throw' }, attempt: 2 }), { kind: 'retry', error: { name: 'Error', message: 'no', code: 'E' }, delayMs: 20 })
+  t.match(await engine.deliver({ task, payload: { do: 'hang' } }), { kind: 'retry', error: { code: 'FST_BGT_TIMEOUT' } })
+  t.equal(failed(), 0)
+  told.length = 0
+  t.strictSame(await engine.deliver({ task, payload: { do: 'throw' }, attempt: 3 }), { kind: 'failed', error: { name: 'Error', message: 'no', code: 'E' } })
+  t.strictSame(told.splice(0).at(-1), ['onFailed', { do: 'throw' }, 'no', 3])
+  t.equal(failed(), 1)
+  // It killed its process each time.
+  t.match(await engine.deliver({ task, payload: { do: 'it' }, attempt: 4 }), { kind: 'failed', error: { message: /died/ } })
+  t.strictSame(told.splice(0), [['onFailed', { do: 'it' }, 'the process that ran the task died during its last attempt', 3]])
+  // Written by hand.
+  t.match(await engine.deliver({ task, payload: { do: 7 } }), { kind: 'failed', error: { code: 'FST_BGT_INVALID_PAYLOAD', message: /\/do must be string/ } })
+  t.match(await engine.deliver({ task, payload: undefined, enqueuedAt: undefined as never }), { kind: 'failed' })
+  t.strictSame(told, [], 'onFailed is not called with an invalid payload')
+  t.equal(failed(), 4)
+  t.strictSame(await engine.deliver({ task: 'unknown' }), { kind: 'released' })
+  t.match(app.backgroundTasks.stats, { pending: 0, running: 0, succeeded: 1, failed: 4 })
+  gate.resolve()
+})
+
+t.test('a shutdown takes no further jobs, stores what its last tasks add, and gives back what does not end in time', async t => {
+  const hang = defineTask({ name: 'hang', async handler () { await new Promise(() => {}) } })
+  const quick = defineTask({ name: 'quick', async handler (_: undefined, { app }) { await turn(); app.backgroundTasks.addTask(job, 'by a job') } })
+  const { app, engine, logs } = await onStub(t, { tasks: [job, hang, quick], closeTimeout: 100 })
+  await app.ready()
+  const verdicts = [engine.deliver({ task: 'hang', id: 'h' }), engine.deliver({ task: 'quick', id: 'q' })]
+  await turn()
+  await app.close()
+  t.match(await Promise.all(verdicts), [{ kind: 'released' }, { kind: 'done' }])
+  t.strictSame(engine.calls, ['start', 'consume', 'pause', 'enqueue', 'stop'])
+  t.strictSame(logs.filter(({ level }) => level === 50), [], 'nothing is lost, so nothing is named')
+  t.strictSame(await engine.deliver({ task: 'hang' }), { kind: 'released' })
+  await t.rejects(app.backgroundTasks.get(job, 'id'), { code: 'FST_BGT_CLOSED' })
+})
+
+t.test('a web process does not consume; concurrency is by name', async t => {
+  const web = await onStub(t, { worker: false })
+  await web.app.ready()
+  t.strictSame(web.engine.calls, ['start'])
+  const worker = await onStub(t, { worker: { concurrency: { job: 50 } } })
+  await worker.app.ready()
+  t.match(worker.engine.specs, [{ concurrency: 50 }])
+  const plain = await onStub(t, { worker: { concurrency: 3 } })
+  t.match(plain.engine.specs, [{ concurrency: 3 }])
+  for (const [options, message] of [
+    [{ worker: 1 }, /"worker" of register accepts a boolean or { concurrency }/],
+    [{ worker: { concurrency: 0 } }, /"concurrency" of worker accepts/],
+    [{ worker: { concurrency: { nobody: 1 } } }, /concurrency of worker has no option "nobody"; it accepts job/],
+    [{ engine: {} }, /"engine" of register accepts an engine/],
+    [{ enqueueTimeout: 0 }, /"enqueueTimeout"/],
+    [{ fallback: 'remote' }, /"fallback" of register accepts 'local'/],
+    [{ tasks: job }, /"tasks" of register accepts an array/]
+  ] as Array<[object, RegExp]>) {
+    await t.rejects(start(t, { tasks: [job], ...options }), { code: 'FST_BGT_INVALID_OPTION', message })
+  }
+})
