@@ -197,8 +197,10 @@ t.test('an engine that is away: the app starts with a warning, answers 503, and 
 t.test('concurrent requests share a call where the engine wants groups; one alone waits for nobody', async t => {
   const { app, engine } = await onStub(t, { enqueueTimeout: 5_000 }, engine => { engine.groups = true })
   const gates = [deferred(), deferred()]
+  const isCalled = deferred()
   let calls = 0
   engine.onEnqueue = async jobs => {
+    isCalled.resolve()
     await gates[calls++]?.promise
     if (jobs.some(({ payload }) => payload === 'refused')) await refuse()
   }
@@ -206,7 +208,7 @@ t.test('concurrent requests share a call where the engine wants groups; one alon
   await app.ready()
   const get = async (name: string): Promise<number> => (await app.inject(`/${name}`)).statusCode
   const first = get('a')
-  while (calls === 0) await turn()
+  await isCalled.promise
   const others = ['b', 'c', 'refused', 'b'].map(get)
   for (let i = 0; i < 20; i++) await turn()
   t.equal(calls, 1, 'the next group gathers while a call is under way')

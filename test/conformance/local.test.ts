@@ -1,0 +1,3 @@
+import { conformance } from './suite.js'
+
+conformance(async () => ({ name: 'local', engine: undefined, supports: { delay: true, key: true, tx: false, get: true } }))
