@@ -1,0 +1,105 @@
+import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
+import { Type } from '@sinclair/typebox'
+import { type } from 'arktype'
+import type { FastifyInstance } from 'fastify'
+import { describe, expect, test } from 'tstyche'
+import { Type as Type1 } from 'typebox'
+import type { TypeBoxTypeProvider as TypeBoxTypeProvider1 } from 'type-provider-typebox-6'
+import * as v from 'valibot'
+import { z } from 'zod'
+import { defineTask, type BackgroundTask, type Receipt, type TaskRecord } from '../lib/index.js'
+
+declare const app: FastifyInstance
+const tasks = app.backgroundTasks
+
+describe('the payload of a definition', () => {
+  test('is the static type of a TypeBox schema', () => {
+    const mail = defineTask({
+      name: 'mail',
+      payload: Type.Object({ to: Type.String(), copies: Type.Optional(Type.Integer()) }),
+      handler (payload, { attempt, signal }) {
+        expect(payload).type.toBe<{ to: string, copies?: number }>()
+        expect(attempt).type.toBe<number>()
+        expect(signal).type.toBe<AbortSignal>()
+        return { sent: true }
+      },
+      onFailed (payload, error, { attempts }) {
+        expect(payload).type.toBe<{ to: string, copies?: number }>()
+        expect(error).type.toBe<unknown>()
+        expect(attempts).type.toBe<number>()
+      }
+    })
+    expect(tasks.addTask(mail, { to: 'a' })).type.toBe<BackgroundTask>()
+    expect(tasks.addTask).type.toBeCallableWith(mail, { to: 'a', copies: 1 }, { key: 'k', delay: 1 })
+    expect(tasks.with({ timeout: 1 }).addTask).type.toBeCallableWith(mail, { to: 'a' })
+    expect(tasks.addTask).type.not.toBeCallableWith(mail)
+    expect(tasks.addTask).type.not.toBeCallableWith(mail, { to: 1 })
+    expect(tasks.addTask).type.not.toBeCallableWith(mail, { to: 'a' }, { keys: 'k' })
+    expect(tasks.enqueue(mail, { to: 'a' })).type.toBe<Promise<Receipt>>()
+    expect(tasks.enqueue).type.not.toBeCallableWith(mail, { copies: 1 })
+    expect(tasks.get(mail, 'id')).type.toBe<Promise<TaskRecord<{ sent: boolean }> | undefined>>()
+  })
+
+  test('is the input of a Standard Schema, and its handler gets the output', () => {
+    const zod = defineTask({
+      name: 'zod',
+      payload: z.object({ at: z.string().transform(text => new Date(text)) }),
+      async handler (payload) { expect(payload).type.toBe<{ at: Date }>() }
+    })
+    const valibot = defineTask({
+      name: 'valibot',
+      payload: v.object({ n: v.pipe(v.string(), v.transform(Number)) }),
+      handler (payload) { expect(payload).type.toBe<{ n: number }>() }
+    })
+    const arktype = defineTask({
+      name: 'arktype',
+      payload: type({ to: 'string.email' }),
+      handler (payload) { expect(payload).type.toBe<{ to: string }>() }
+    })
+    expect(tasks.addTask).type.toBeCallableWith(zod, { at: 'now' })
+    expect(tasks.addTask).type.not.toBeCallableWith(zod, { at: new Date() })
+    expect(tasks.addTask).type.toBeCallableWith(valibot, { n: '1' })
+    expect(tasks.addTask).type.not.toBeCallableWith(valibot, { n: 1 })
+    expect(tasks.addTask).type.toBeCallableWith(arktype, { to: 'a' })
+    expect(tasks.addTask).type.not.toBeCallableWith(arktype, {})
+  })
+
+  test('comes from a type provider', () => {
+    const old = defineTask.withTypeProvider<TypeBoxTypeProvider>()({
+      name: 'old', payload: Type.Object({ n: Type.Number() }), handler (payload) { expect(payload).type.toBe<{ n: number }>() }
+    })
+    const new1 = defineTask.withTypeProvider<TypeBoxTypeProvider1>()({
+      name: 'new', payload: Type1.Object({ n: Type1.Number() }), handler (payload) { expect(payload).type.toBe<{ n: number }>() }
+    })
+    expect(tasks.addTask).type.toBeCallableWith(old, { n: 1 })
+    expect(tasks.addTask).type.not.toBeCallableWith(old, { n: '1' })
+    expect(tasks.addTask).type.toBeCallableWith(new1, { n: 1 })
+    expect(tasks.addTask).type.not.toBeCallableWith(new1, { n: '1' })
+  })
+
+  test('is written by hand', () => {
+    const hand = defineTask<{ n: number }>({ name: 'hand', payload: { type: 'object' }, handler (payload) { expect(payload).type.toBe<{ n: number }>() } })
+    const inferred = defineTask({ name: 'inferred', handler (payload: { n: number }) { return payload.n } })
+    expect(tasks.addTask).type.toBeCallableWith(hand, { n: 1 })
+    expect(tasks.addTask).type.not.toBeCallableWith(hand, { n: '1' })
+    expect(tasks.addTask).type.not.toBeCallableWith(inferred)
+    expect(tasks.get(inferred, 'id')).type.toBe<Promise<TaskRecord<number> | undefined>>()
+  })
+
+  test('may be left out where there is none', () => {
+    const none = defineTask({ name: 'none', handler () {} })
+    const maybe = defineTask({ name: 'maybe', handler (n?: number) { return n } })
+    expect(tasks.addTask).type.toBeCallableWith(none)
+    expect(tasks.addTask).type.toBeCallableWith(none, undefined, { delay: 1 })
+    expect(tasks.addTask).type.toBeCallableWith(maybe)
+    expect(tasks.addTask).type.toBeCallableWith(maybe, 1)
+    expect(tasks.addTask).type.not.toBeCallableWith(maybe, 'a')
+  })
+})
+
+test('a definition needs a name and a handler, and nothing unknown', () => {
+  expect(defineTask).type.not.toBeCallableWith({ handler () {} })
+  expect(defineTask).type.not.toBeCallableWith({ name: 'a' })
+  expect(defineTask).type.not.toBeCallableWith({ name: 'a', handler () {}, retries: 3 })
+  expect(defineTask).type.not.toBeCallableWith({ name: 'a', handler () {}, retry: { backoff: { type: 'linear' } } })
+})
