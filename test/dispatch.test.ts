@@ -189,6 +189,7 @@ t.test('an engine that is away: the app starts with a warning, answers 503, and 
   isAway = false
   while (engine.run === undefined) await new Promise(resolve => { setTimeout(resolve, 20) })
   t.equal((await app.inject('/')).statusCode, 200)
+  t.equal(engine.stored.length, 1, 'what was answered with 503 is not stored when the engine is there')
   engine.report?.(new Error('connection reset'))
   engine.report?.(new Error('connection reset'))
   t.equal(logs.filter(({ msg }) => msg.includes('reset')).length, 1, 'the same trouble is said once')

@@ -61,8 +61,11 @@ export class EngineLink {
   /** @throws FST_BGT_ENGINE_UNAVAILABLE */
   async enqueue (jobs: readonly Job[], tx?: unknown): Promise<Receipt[]> {
     const { name } = this.engine
+    // What was answered with a 503 is not to be stored when the engine comes back.
+    let isWanted = true
     try {
-      return await within(this.#options.enqueueTimeout, this.#enqueue(jobs, tx), () => {
+      return await within(this.#options.enqueueTimeout, this.#enqueue(jobs, tx, () => isWanted), () => {
+        isWanted = false
         throw new Error(`the jobs were not stored within enqueueTimeout, ${this.#options.enqueueTimeout} ms`)
       })
     } catch (error) {
@@ -96,10 +99,11 @@ export class EngineLink {
     await within(1.5 * STOP_MS, this.#quietly('stop', () => this.engine.stop({ drainMs: STOP_MS })), () => undefined)
   }
 
-  async #enqueue (jobs: readonly Job[], tx: unknown): Promise<Receipt[]> {
+  async #enqueue (jobs: readonly Job[], tx: unknown, isWanted: () => boolean): Promise<Receipt[]> {
     if (!this.#isUp) await this.#whenUp
+    if (!isWanted()) return []
     if (tx !== undefined) return await this.engine.enqueue(jobs, { tx })
-    return await (this.#groups ?? this.engine).enqueue(jobs)
+    return await (this.#groups?.enqueue(jobs, isWanted) ?? this.engine.enqueue(jobs))
   }
 
   async #get (task: string, id: string): Promise<JobRecord | undefined> {

@@ -5,6 +5,7 @@ const MAX_JOBS = 500
 
 interface Member {
   readonly jobs: readonly Job[]
+  readonly isWanted: () => boolean
   readonly resolve: (receipts: Receipt[]) => void
   readonly reject: (error: unknown) => void
 }
@@ -22,9 +23,10 @@ export class GroupCommit {
     this.#store = store
   }
 
-  enqueue (jobs: readonly Job[]): Promise<Receipt[]> {
+  /** @param isWanted whether they are still to be stored, when their turn comes */
+  enqueue (jobs: readonly Job[], isWanted: () => boolean): Promise<Receipt[]> {
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ jobs, resolve, reject })
+      this.#waiting.push({ jobs, isWanted, resolve, reject })
       if (!this.#isBusy) void this.#run()
     })
   }
@@ -41,6 +43,7 @@ export class GroupCommit {
     const group: Member[] = []
     const later: Member[] = []
     for (const member of this.#waiting) {
+      if (!member.isWanted()) continue
       const fits = ids.size === 0 || ids.size + member.jobs.length <= MAX_JOBS
       if (fits && !member.jobs.some(({ id }) => ids.has(id))) {
         for (const { id } of member.jobs) ids.add(id)
@@ -54,6 +57,7 @@ export class GroupCommit {
   }
 
   async #commit (group: readonly Member[]): Promise<void> {
+    if (group.length === 0) return
     try {
       const receipts = await this.#store(group.flatMap(({ jobs }) => jobs))
       let from = 0
@@ -64,7 +68,9 @@ export class GroupCommit {
         return
       }
       // One job that the server refuses is not to fail those of strangers.
-      await Promise.all(group.map(async ({ jobs, resolve, reject }) => { await this.#store(jobs).then(resolve, reject) }))
+      await Promise.all(group.map(async ({ jobs, isWanted, resolve, reject }) => {
+        if (isWanted()) await this.#store(jobs).then(resolve, reject)
+      }))
     }
   }
 }

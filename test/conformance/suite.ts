@@ -272,16 +272,15 @@ export function conformance (open: (t: Test) => Promise<PlacementUnderTest | und
   })
 }
 
-/** A server of the machine, or a loud line; an error where the servers have to be there. */
-export async function reachable (t: Test, name: string, connect: () => Promise<unknown>): Promise<boolean> {
+/** What a test needs of the machine; a loud line where it is missing, and an error where it has to be there. */
+export async function opened<T> (t: Test, name: string, open: () => Promise<T>): Promise<T | undefined> {
   try {
-    await connect()
-    return true
+    return await open()
   } catch (error) {
     const { REQUIRE_ENGINES } = process.env
     if (REQUIRE_ENGINES !== undefined && REQUIRE_ENGINES !== '') throw new Error(`${name} is not there, and REQUIRE_ENGINES is set: ${String(error)}`)
     console.error(`\n*** ${name} is not there: its tests are SKIPPED (${String(error)}) ***\n`)
     t.comment(`${name} is not there: skipped`)
-    return false
+    return undefined
   }
 }
