@@ -84,9 +84,7 @@ export class TaskDefinition<in Payload = never, out Result = unknown> {
   }
 
   readonly keep: { readonly succeeded: number, readonly failed: number }
-  /** @internal */
   readonly handler: (payload: never, context: TaskContext) => unknown
-  /** @internal */
   readonly onFailed: ((payload: never, error: unknown, context: FailedTaskContext) => void | Promise<void>) | undefined
   /** Only in the types. */
   declare readonly '~types'?: { readonly payload: (payload: Payload) => void, readonly result: Result }

@@ -1,0 +1,55 @@
+import swagger from '@fastify/swagger'
+import swaggerUi from '@fastify/swagger-ui'
+import { Type } from '@sinclair/typebox'
+import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
+import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import backgroundTasks, { type FastifyBackgroundTasksOptions } from 'fastify-background-tasks'
+import { makeReport } from './reports.js'
+
+const TaskRecord = Type.Object({
+  id: Type.String({ format: 'uuid' }),
+  name: Type.String(),
+  state: Type.Union(['pending', 'delayed', 'running', 'retrying', 'succeeded', 'failed', 'skipped', 'abandoned'].map(state => Type.Literal(state))),
+  attempt: Type.Integer({ description: 'Starts so far' }),
+  enqueuedAt: Type.String({ format: 'date-time' }),
+  startedAt: Type.Optional(Type.String({ format: 'date-time' })),
+  finishedAt: Type.Optional(Type.String({ format: 'date-time' })),
+  error: Type.Optional(Type.Object({ name: Type.String(), message: Type.String(), code: Type.Optional(Type.String()) })),
+  result: Type.Optional(Type.Object({ file: Type.String(), pages: Type.Integer() }))
+})
+
+/** Where tasks go is the caller's to say: nothing here depends on it. */
+export type Placement = Pick<FastifyBackgroundTasksOptions, 'engine' | 'worker'>
+
+/** `POST /reports` answers 202 with the id of a task, and `GET /tasks/:id` tells what has become of it; docs at `/docs`. */
+export async function buildApp (placement: Placement, logger: FastifyServerOptions['logger'] = false): Promise<FastifyInstance> {
+  const app = Fastify({ logger }).withTypeProvider<TypeBoxTypeProvider>()
+  await app.register(swagger, { openapi: { info: { title: 'Reports', version: '1.0.0' } } })
+  await app.register(swaggerUi, { routePrefix: '/docs' })
+  await app.register(backgroundTasks, { tasks: [makeReport], ...placement })
+
+  app.post('/reports', {
+    schema: {
+      summary: 'Order a report',
+      headers: Type.Object({ 'idempotency-key': Type.Optional(Type.String({ minLength: 1 })) }),
+      body: Type.Object({ title: Type.String({ minLength: 1 }), pages: Type.Integer({ minimum: 1, maximum: 100, default: 5 }) }),
+      response: { 202: Type.Object({ id: Type.String({ format: 'uuid' }) }, { description: 'Stored. Its state is at Location' }) }
+    }
+  }, async (request, reply) => {
+    const { id } = request.backgroundTasks.addTask(makeReport, request.body, { key: request.headers['idempotency-key'] })
+    return await reply.code(202).header('location', `/tasks/${id}`).send({ id })
+  })
+
+  app.get('/tasks/:id', {
+    schema: {
+      summary: 'What has become of it',
+      params: Type.Object({ id: Type.String({ format: 'uuid' }) }),
+      response: { 200: TaskRecord, 404: Type.Object({ message: Type.String() }) }
+    }
+  }, async (request, reply) => {
+    const record = await app.backgroundTasks.get(makeReport, request.params.id)
+    return record ?? await reply.code(404).send({ message: 'no such task, or its record has gone' })
+  })
+
+  return app
+}
