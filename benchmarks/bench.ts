@@ -5,6 +5,7 @@
  */
 import { cpus } from 'node:os'
 import { parseArgs } from 'node:util'
+import { benchEngines } from './engines.js'
 import { benchHeap, benchMemory } from './memory.js'
 import { benchLists } from './lists.js'
 import { notMet } from './report.js'
@@ -22,6 +23,7 @@ const { values, positionals } = parseArgs({
 const parts: Record<string, () => Promise<void>> = {
   requests: () => benchRequests(Number(values.pairs), Number(values.rounds)),
   lists: () => benchLists(Number(values.processes)),
+  engines: () => benchEngines(Number(values.processes)),
   heap: benchHeap,
   memory: benchMemory
 }

@@ -1,0 +1,177 @@
+import { randomUUID } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Redis } from 'ioredis'
+import pg from 'pg'
+import { Child } from './child.js'
+import { Load } from './load.js'
+import { median, printHeading, printRow } from './report.js'
+
+type Engine = 'bullmq' | 'pg-boss'
+type Way = 'plugin' | 'library' | 'best'
+type Role = 'web' | 'worker' | 'latency'
+
+const CLIENTS = 50
+const JOBS = 20_000
+
+const { REDIS_URL = 'redis://127.0.0.1:6379', POSTGRES_URL = 'postgres://postgres@127.0.0.1:5432/test' } = process.env
+
+/** The plugin on an engine against its library alone. */
+export async function benchEngines (rounds: number): Promise<void> {
+  printHeading(`Engines: median of ${rounds} alternating rounds (range)`)
+  await benchRequests('bullmq', rounds, 0.95, 1.05)
+  await benchRequests('pg-boss', rounds, 8, undefined)
+  await benchDrain('bullmq', 'library', 'the library\'s Worker', rounds, 0.95)
+  await benchDrain('pg-boss', 'library', 'work() at its defaults', rounds, 4)
+  await benchDrain('pg-boss', 'best', 'work() at its best settings', rounds, 1.5)
+  for (const engine of ['bullmq', 'pg-boss'] as const) await benchLatency(engine, rounds)
+  for (const engine of ['bullmq', 'pg-boss'] as const) await benchWorkers(engine)
+}
+
+/** Requests per second of a route that adds one task, and what a request costs the process. */
+async function benchRequests (engine: Engine, rounds: number, limit: number, cpuLimit: number | undefined): Promise<void> {
+  const rates: number[] = []
+  const cpus: number[] = []
+  const sides: Record<string, { rate: number, cpu: number }[]> = { plugin: [], library: [] }
+  await inPlaces(engine, async places => {
+    const servers = await Promise.all((['plugin', 'library'] as const).map(async (way, i) => {
+      const child = await start<number>(engine, way, 'web', places[i] ?? '')
+      const load = await Load.connect(child.ready, CLIENTS)
+      await load.run(2_000)
+      return { way, child, load }
+    }))
+    for (let round = 0; round < rounds; round++) {
+      const results: Record<string, { rate: number, cpu: number }> = {}
+      for (const { way, child, load } of round % 2 === 0 ? servers : servers.toReversed()) {
+        const requests = engine === 'bullmq' || way === 'plugin' ? 8_000 : 1_500
+        const cpu = await child.ask('cpu') as number
+        const from = performance.now()
+        await load.run(requests)
+        const rate = requests / (performance.now() - from) * 1_000
+        results[way] = { rate, cpu: (await child.ask('cpu') as number - cpu) / requests }
+        sides[way]?.push(results[way])
+      }
+      const { plugin, library } = results
+      rates.push((plugin?.rate ?? NaN) / (library?.rate ?? NaN))
+      cpus.push((plugin?.cpu ?? NaN) / (library?.cpu ?? NaN))
+    }
+    for (const { child, load } of servers) {
+      load.close()
+      await child.stop()
+    }
+  })
+  const of = (way: string, part: 'rate' | 'cpu'): string => median(sides[way]?.map(side => side[part]) ?? []).toFixed(0)
+  const ratio = median(rates)
+  printRow({ what: `${engine}: requests/s, plugin / awaited in the handler`, figure: `${show(rates)}, ${of('plugin', 'rate')} / ${of('library', 'rate')}`, limit: `>= ${limit}`, met: ratio >= limit })
+  printRow({
+    what: `${engine}: CPU per request`,
+    figure: `${show(cpus)}, ${of('plugin', 'cpu')} / ${of('library', 'cpu')} µs`,
+    ...cpuLimit !== undefined && { limit: `<= ${cpuLimit}`, met: median(cpus) <= cpuLimit }
+  })
+}
+
+/** Jobs per second of one process that runs 20,000 of them. */
+async function benchDrain (engine: Engine, against: Way, what: string, rounds: number, limit: number): Promise<void> {
+  const ratios: number[] = []
+  const rates: Record<string, number[]> = { plugin: [], [against]: [] }
+  for (let round = 0; round < rounds; round++) {
+    const rate: Record<string, number> = {}
+    const ways: Way[] = round % 2 === 0 ? ['plugin', against] : [against, 'plugin']
+    for (const way of ways) {
+      // At its defaults the library runs one job every two seconds or so.
+      const jobs = engine === 'pg-boss' && way === 'library' ? 20 : JOBS
+      rate[way] = await drainRate(engine, way, jobs, 1)
+      rates[way]?.push(rate[way])
+    }
+    ratios.push((rate['plugin'] ?? NaN) / (rate[against] ?? NaN))
+  }
+  printRow({
+    what: `${engine}: drain, plugin / ${what}`,
+    figure: `${show(ratios)}, ${median(rates['plugin'] ?? []).toFixed(0)} / ${median(rates[against] ?? []).toFixed(0)} jobs/s`,
+    limit: `>= ${limit}`,
+    met: median(ratios) >= limit
+  })
+}
+
+async function drainRate (engine: Engine, way: Way, jobs: number, processes: number): Promise<number> {
+  let rate = NaN
+  await inPlaces(engine, async ([place = '']) => {
+    const filler = await start<number>(engine, way === 'plugin' ? 'plugin' : 'library', 'web', place)
+    await filler.ask(`fill ${jobs}`)
+    await filler.stop()
+    const workers = await Promise.all(Array.from({ length: processes }, async () => await start<null>(engine, way, 'worker', place)))
+    const from = performance.now()
+    await Promise.all(workers.map(async worker => await worker.ask('drain')))
+    const ran = async (): Promise<number> => (await Promise.all(workers.map(async worker => await worker.ask('ran') as number))).reduce((sum, n) => sum + n, 0)
+    while (await ran() < jobs) await sleep(5)
+    rate = jobs / (performance.now() - from) * 1_000
+    for (const worker of workers) await worker.stop()
+  })
+  return rate
+}
+
+/** Milliseconds from the receipt to the start of a job, on an idle worker. */
+async function benchLatency (engine: Engine, rounds: number): Promise<void> {
+  const waits: Record<string, number[]> = { plugin: [], library: [] }
+  await inPlaces(engine, async places => {
+    const children = await Promise.all((['plugin', 'library'] as const).map(async (way, i) => ({ way, child: await start<null>(engine, way, 'latency', places[i] ?? '') })))
+    // At its defaults pg-boss polls every two seconds.
+    const jobs = (way: Way): number => engine === 'pg-boss' && way === 'library' ? 10 : 100
+    for (const { child } of children) await child.ask('latency 5')
+    for (let round = 0; round < rounds; round++) {
+      for (const { way, child } of children) waits[way]?.push(...await child.ask(`latency ${jobs(way)}`) as number[])
+    }
+    for (const { child } of children) await child.stop()
+  })
+  for (const [name, share] of [['p50', 0.5], ['p99', 0.99]] as const) {
+    const [plugin = NaN, library = NaN] = ['plugin', 'library'].map(way => quantile(waits[way] ?? [], share))
+    printRow({
+      what: `${engine}: latency from stored to started, ${name}`,
+      figure: `${(plugin / library).toFixed(2)}, ${plugin.toFixed(2)} / ${library.toFixed(2)} ms`,
+      limit: '<= 1.1',
+      met: plugin / library <= 1.1
+    })
+  }
+}
+
+async function benchWorkers (engine: Engine): Promise<void> {
+  const rates: string[] = []
+  for (const processes of [1, 2, 4]) rates.push((await drainRate(engine, 'plugin', JOBS, processes)).toFixed(0))
+  printRow({ what: `${engine}: drain by one, two, four processes`, figure: `${rates.join(', ')} jobs/s` })
+}
+
+async function start<Ready> (engine: Engine, way: Way, role: Role, place: string): Promise<Child<Ready>> {
+  return await Child.start<Ready>('engine-process.js', [engine, way, role, place])
+}
+
+/** Two places of their own, which are gone afterwards. */
+async function inPlaces (engine: Engine, use: (places: string[]) => Promise<void>): Promise<void> {
+  const places = Array.from({ length: 2 }, () => `fbt_bench_${randomUUID().slice(0, 8)}`)
+  try {
+    await use(places)
+  } finally {
+    await Promise.all(places.map(async place => { await (engine === 'bullmq' ? removeKeys(place) : dropSchema(place)) }))
+  }
+}
+
+async function removeKeys (prefix: string): Promise<void> {
+  const redis = new Redis(REDIS_URL)
+  for await (const keys of redis.scanStream({ match: `${prefix}:*`, count: 1_000 })) {
+    if ((keys as string[]).length > 0) await redis.unlink(...keys as string[])
+  }
+  redis.disconnect()
+}
+
+async function dropSchema (schema: string): Promise<void> {
+  const client = new pg.Client({ connectionString: POSTGRES_URL })
+  await client.connect()
+  await client.query(`drop schema if exists ${schema} cascade`)
+  await client.end()
+}
+
+function quantile (values: readonly number[], share: number): number {
+  return values.toSorted((a, b) => a - b)[Math.min(Math.floor(values.length * share), values.length - 1)] ?? NaN
+}
+
+function show (ratios: readonly number[]): string {
+  return `${median(ratios).toFixed(2)} (${Math.min(...ratios).toFixed(2)} to ${Math.max(...ratios).toFixed(2)})`
+}
