@@ -8,9 +8,14 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { proxyTo, type TestServer } from '../support/servers.js'
-import type { ServiceMessage } from '../support/engine-service.js'
 
-const SERVICE = fileURLToPath(new URL('../support/engine-service.ts', import.meta.url))
+const SERVICE = fileURLToPath(new URL('../support/engine-service.js', import.meta.url))
+
+type ServiceMessage =
+  | { address: string }
+  | { started: number, id: string, attempt: number }
+  | { failed: number, attempts: number }
+  | { line: { level: number, msg: string } }
 
 interface Service {
   readonly address: string
@@ -66,7 +71,9 @@ export function faults (engine: 'bullmq' | 'pg-boss', open: (t: Test) => Promise
     const newPlace = (): string => `faults_${++places}`
 
     const service = async (t: Test, place: string, isWorker: boolean, url = server.url): Promise<Service> => {
-      const child = fork(SERVICE, { execArgv: process.execArgv, env: { ...process.env, ENGINE: engine, URL: url, PLACE: place, WORKER: String(isWorker) } })
+      // It loads the built package: tap's loader and coverage are not for it.
+      const { NODE_OPTIONS, NODE_V8_COVERAGE, ...env } = process.env
+      const child = fork(SERVICE, { execArgv: [], env: { ...env, ENGINE: engine, URL: url, PLACE: place, WORKER: String(isWorker) } })
       const started: Service['started'] = []
       const failed: Service['failed'] = []
       const lines: Service['lines'] = []

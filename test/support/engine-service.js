@@ -1,20 +1,17 @@
-/** A service for the tests of faults, in a process of its own that can be killed: `ENGINE`, `URL`, `PLACE`, `WORKER`. */
+/**
+ * A service for the tests of faults, in a process of its own that can be killed: `ENGINE`, `URL`, `PLACE`, `WORKER`. Plain
+ * JavaScript with the built package, for it is started again and again.
+ */
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify from 'fastify'
-import backgroundTasks, { defineTask, type TaskEngine } from '../../lib/index.js'
-
-export type ServiceMessage =
-  | { address: string }
-  | { started: number, id: string, attempt: number }
-  | { failed: number, attempts: number }
-  | { line: { level: number, msg: string } }
+import backgroundTasks, { defineTask } from 'fastify-background-tasks'
 
 const { ENGINE, URL: url = '', PLACE: place = '', WORKER } = process.env
-const say = (message: ServiceMessage): void => { process.send?.(message) }
+const say = message => { process.send(message) }
 
 const note = defineTask({
   name: 'note',
-  async handler ({ n, ms }: { n: number, ms: number }, { id, attempt }) {
+  async handler ({ n, ms }, { id, attempt }) {
     say({ started: n, id, attempt })
     await sleep(ms)
   }
@@ -22,19 +19,19 @@ const note = defineTask({
 const poison = defineTask({
   name: 'poison',
   retry: { attempts: 2 },
-  handler (n: number, { id, attempt }) {
+  handler (n, { id, attempt }) {
     say({ started: n, id, attempt })
     // What was said has to leave the process first.
     setTimeout(() => { process.kill(process.pid, 'SIGKILL') }, 50)
-    return new Promise<void>(() => {})
+    return new Promise(() => {})
   },
   onFailed (n, _error, { attempts }) { say({ failed: n, attempts }) }
 })
 
-const stream = { write: (line: string) => { say({ line: JSON.parse(line) as { level: number, msg: string } }) } }
+const stream = { write: line => { say({ line: JSON.parse(line) }) } }
 const app = Fastify({ logger: { level: 'warn', stream } })
 await app.register(backgroundTasks, { tasks: [note, poison], engine: await engine(), worker: WORKER === 'true' })
-app.post<{ Params: { task: string, n: string }, Querystring: { ms?: string } }>('/:task/:n', async (request, reply) => {
+app.post('/:task/:n', async (request, reply) => {
   const n = Number(request.params.n)
   const { id } = request.params.task === 'poison'
     ? request.backgroundTasks.addTask(poison, n)
@@ -44,7 +41,7 @@ app.post<{ Params: { task: string, n: string }, Querystring: { ms?: string } }>(
 process.once('SIGTERM', () => { void app.close().then(() => { process.disconnect() }) })
 say({ address: await app.listen({ port: 0, host: '127.0.0.1' }) })
 
-async function engine (): Promise<TaskEngine<unknown>> {
-  if (ENGINE === 'bullmq') return (await import('../../lib/engines/bullmq.js')).bullmq({ connection: url, prefix: place })
-  return (await import('../../lib/engines/pg-boss.js')).pgBoss({ connectionString: url, schema: place })
+async function engine () {
+  if (ENGINE === 'bullmq') return (await import('fastify-background-tasks/bullmq')).bullmq({ connection: url, prefix: place })
+  return (await import('fastify-background-tasks/pg-boss')).pgBoss({ connectionString: url, schema: place })
 }

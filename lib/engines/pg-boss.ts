@@ -1,0 +1,188 @@
+import { AssertionError } from 'node:assert'
+import { type ConstructorOptions, PgBoss } from 'pg-boss'
+import { FST_BGT_INVALID_OPTION, show } from '../errors.js'
+import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
+import { isStorable, toInsert, toRecord } from './pg-boss-jobs.js'
+import { PgBossServer, refusesValue } from './pg-boss-server.js'
+import { PgBossWorker } from './pg-boss-worker.js'
+
+/** A transaction of the caller: jobs stored with it are visible after its commit, and gone after its rollback. */
+export interface PgBossTx {
+  executeSql (text: string, values?: unknown[]): Promise<{ rows: unknown[] }>
+}
+
+/** What runs the statements in place of a pool of pg-boss's own: what its `fromPglite`, `fromKnex` and the like return. */
+export interface PgBossDb extends PgBossTx {
+  listen?(channel: string, onNotification: (payload: string) => void, onReconnect: () => void): Promise<{ close(): Promise<void> }>
+}
+
+/** A wrong value throws `FST_BGT_INVALID_OPTION` at the call. */
+export interface PgBossOptions {
+  /** `postgres://user:password@host/database`. Either this, `db`, or the parts of it in `options`. */
+  readonly connectionString?: string
+  /**
+   * An executor of yours, which you close yourself: `fromPglite(pglite)`, say, with `options: { backend: 'pglite' }`. Without
+   * its `listen`, jobs of other processes are seen within half a second.
+   */
+  readonly db?: PgBossDb
+  /**
+   * The schema that holds the jobs, created if it is missing.
+   * @default 'pgboss'
+   */
+  readonly schema?: string
+  /**
+   * What the constructor of pg-boss takes besides: `max`, `ssl`, `application_name`, … Without a word there, the instance is not
+   * registered in pg-boss's list of instances, and no schedules are run.
+   */
+  readonly options?: Partial<ConstructorOptions>
+}
+
+/** Milliseconds for storing jobs, and for reading one. */
+const REQUEST_MS = 4_000
+
+/**
+ * Durable jobs in PostgreSQL 13 or later, by pg-boss 12. A definition is a queue of its name.
+ *
+ * A stored job is `{ payload, enqueuedAt?, headers?, requestId? }`: `boss.send('send-email', { payload })` of any other process
+ * makes one too. `id` and `attempt` are the job's own, in pg-boss's columns.
+ *
+ * @throws FST_BGT_INVALID_OPTION
+ */
+export function pgBoss (options: PgBossOptions): TaskEngine<PgBossTx> {
+  check(options)
+  const config = configOf(options)
+  try {
+    // It connects only when it is started.
+    void new PgBoss(config)
+  } catch (error) {
+    if (error instanceof AssertionError) throw new FST_BGT_INVALID_OPTION(`pg-boss refuses the options of pgBoss: ${error.message}`)
+    throw error
+  }
+  return new PgBossEngine(config)
+}
+
+class PgBossEngine implements TaskEngine<PgBossTx> {
+  readonly name = 'pg-boss'
+  readonly supports = { delay: true, key: true, tx: true, get: true }
+  readonly groups = true
+  readonly #config: ConstructorOptions
+  #tasks: readonly TaskSpec[] = []
+  #server: PgBossServer | undefined
+  #worker: PgBossWorker | undefined
+
+  constructor (config: ConstructorOptions) {
+    this.#config = config
+  }
+
+  async start (tasks: readonly TaskSpec[], events: EngineEvents): Promise<void> {
+    await this.stop({ drainMs: 0 })
+    this.#tasks = tasks
+    this.#server = new PgBossServer(this.#config, tasks, events)
+    await this.#server.open()
+  }
+
+  async enqueue (jobs: readonly Job[], options?: { readonly tx?: PgBossTx }): Promise<Receipt[]> {
+    const ofTask = new Map<string, Job[]>()
+    for (const job of jobs) {
+      const others = ofTask.get(job.task)
+      if (others === undefined) ofTask.set(job.task, [job])
+      else others.push(job)
+    }
+    const stored = new Set<string>()
+    if (options?.tx === undefined) {
+      await Promise.all(Array.from(ofTask, ([task, group]) => this.#insert(task, group, undefined, stored)))
+      this.#worker?.added(jobs)
+    } else {
+      // A transaction has one connection.
+      for (const [task, group] of ofTask) await this.#insert(task, group, options.tx, stored)
+    }
+    return jobs.map(({ id }) => ({ id, duplicate: !stored.has(id.toLowerCase()) }))
+  }
+
+  async consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void> {
+    const worker = new PgBossWorker(this.#running(), this.#tasks, run)
+    this.#worker = worker
+    await worker.start()
+  }
+
+  async pause (): Promise<void> {
+    this.#worker?.pause()
+  }
+
+  async get (task: string, id: string): Promise<JobRecord | undefined> {
+    // The server would refuse, and quote it.
+    if (!/^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id)) return undefined
+    const [job] = await this.#running().ask(boss => boss.findJobs(task, { id, limit: 1 }), REQUEST_MS)
+    return job === undefined ? undefined : toRecord(task, job)
+  }
+
+  async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {
+    const server = this.#server
+    const worker = this.#worker
+    this.#server = undefined
+    this.#worker = undefined
+    await worker?.stop(drainMs)
+    await server?.close()
+  }
+
+  /** Jobs whose id exists are left out by pg-boss, whatever their state; the ids of the others are added to `stored`. */
+  async #insert (task: string, jobs: readonly Job[], tx: PgBossTx | undefined, stored: Set<string>): Promise<void> {
+    const options = tx === undefined ? { returnId: true } : { returnId: true, db: tx }
+    try {
+      const ids = await this.#running().ask(boss => boss.insert(task, jobs.map(toInsert), options), REQUEST_MS)
+      for (const id of ids ?? []) stored.add(id)
+    } catch (error) {
+      const refused = refusesValue(error) ? jobs.find(({ payload, headers }) => !isStorable([payload, headers])) : undefined
+      if (refused === undefined) throw error
+      throw new Error(`PostgreSQL cannot store the job ${refused.id} of "${task}": its payload holds the character U+0000 or half a surrogate pair`)
+    }
+  }
+
+  #running (): PgBossServer {
+    if (this.#server === undefined) throw new Error('the engine is not started')
+    return this.#server
+  }
+}
+
+function configOf ({ connectionString, db, schema, options }: PgBossOptions): ConstructorOptions {
+  return {
+    schedule: false,
+    registerInstance: false,
+    ...options,
+    ...(connectionString !== undefined && { connectionString }),
+    ...(db !== undefined && { db }),
+    ...(schema !== undefined && { schema })
+  }
+}
+
+// What was passed is shown for `schema` alone: the others can hold a password.
+function check (options: PgBossOptions): void {
+  if (!isObject(options)) throw new FST_BGT_INVALID_OPTION(`pgBoss accepts an object of options; received ${typeof options}`)
+  const { connectionString, db, schema, options: others, ...unknown } = options
+  const [name] = Object.keys(unknown)
+  if (name !== undefined) {
+    throw new FST_BGT_INVALID_OPTION(`pgBoss has no option "${name}"; it accepts connectionString, db, schema, options`)
+  }
+  const refuse = (option: string, accepts: string, value: unknown): never => {
+    const received = option === 'schema' ? show(value) : value === '' ? 'an empty one' : typeof value
+    throw new FST_BGT_INVALID_OPTION(`The option "${option}" of pgBoss accepts ${accepts}; received ${received}`)
+  }
+  if (connectionString !== undefined && (typeof connectionString !== 'string' || connectionString === '')) {
+    refuse('connectionString', 'a string such as postgres://user:password@host/database', connectionString)
+  }
+  if (db !== undefined && !(isObject(db) && typeof db.executeSql === 'function')) {
+    refuse('db', 'an object with a method executeSql(text, values)', db)
+  }
+  if (schema !== undefined && (typeof schema !== 'string' || schema === '')) refuse('schema', 'the name of a schema', schema)
+  if (others !== undefined && !isObject(others)) refuse('options', 'an object of options of pg-boss', others)
+  if (connectionString !== undefined && db !== undefined) {
+    throw new FST_BGT_INVALID_OPTION('pgBoss accepts either connectionString or db; received both')
+  }
+  if (connectionString === undefined && db === undefined && others === undefined) {
+    throw new FST_BGT_INVALID_OPTION('pgBoss needs one of connectionString, db and options; received none')
+  }
+}
+
+function isObject (value: unknown): boolean {
+  return typeof value === 'object' && value !== null
+}
