@@ -26,7 +26,8 @@ async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
 }
 
 export function conformance (open: (t: Test) => Promise<PlacementUnderTest | undefined>): void {
-  void t.test('conformance', async t => {
+  t.setTimeout(240_000)
+  void t.test('conformance', { timeout: 240_000 }, async t => {
     const place = await open(t)
     if (place === undefined) return
     if (place.cleanUp !== undefined) t.teardown(place.cleanUp)

@@ -98,12 +98,16 @@ export interface Proxy {
   readonly port: number
   /** Cuts every connection. */
   cut: () => void
+  /** Nothing passes any more, and nobody is told. */
+  freeze: () => void
+  thaw: () => void
   close: () => void
 }
 
 /** Stands between an app and a server. */
 export async function proxyTo (port: number): Promise<Proxy> {
   const sockets = new Set<Socket>()
+  let isFrozen = false
   const server = createServer(client => {
     const upstream = connect(port, '127.0.0.1')
     for (const socket of [client, upstream]) {
@@ -115,13 +119,24 @@ export async function proxyTo (port: number): Promise<Proxy> {
         upstream.destroy()
       })
     }
-    client.pipe(upstream).pipe(client)
+    for (const [from, to] of [[client, upstream], [upstream, client]] as const) {
+      from.on('data', chunk => { to.write(chunk) })
+      if (isFrozen) from.pause()
+    }
   }).listen(0, '127.0.0.1')
   await once(server, 'listening')
   const cut = (): void => { for (const socket of sockets) socket.destroy() }
   return {
     port: (server.address() as AddressInfo).port,
     cut,
+    freeze () {
+      isFrozen = true
+      for (const socket of sockets) socket.pause()
+    },
+    thaw () {
+      isFrozen = false
+      for (const socket of sockets) socket.resume()
+    },
     close () {
       server.close()
       cut()

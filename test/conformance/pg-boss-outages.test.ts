@@ -1,0 +1,68 @@
+import { randomUUID } from 'node:crypto'
+import { setTimeout as sleep } from 'node:timers/promises'
+import pg from 'pg'
+import { PgBoss } from 'pg-boss'
+import t from 'tap'
+import { pgBoss, type PgBossOptions } from '../../lib/engines/pg-boss.js'
+import { defineTask } from '../../lib/index.js'
+import { start } from '../support/app.js'
+import { postgresServer } from '../support/servers.js'
+import { outages } from './outages.js'
+import { opened } from './suite.js'
+
+outages('pg-boss', async t => await opened(t, 'PostgreSQL', () => postgresServer()), (connectionString, schema) => pgBoss({ connectionString, schema }))
+
+const connectionString = process.env['POSTGRES_URL'] ?? 'postgres://postgres@127.0.0.1:5432/test'
+
+t.test('a job written by hand runs, a malformed one fails at once; what jsonb cannot hold is refused', async t => {
+  const pool = new pg.Pool({ connectionString, connectionTimeoutMillis: 2_000 })
+  t.teardown(() => pool.end())
+  if (await opened(t, 'PostgreSQL', () => pool.query('select 1')) === undefined) return
+  const schema = `fbt_test_${randomUUID().slice(0, 8)}`
+  t.teardown(() => pool.query(`drop schema if exists ${schema} cascade`))
+  const ran: unknown[] = []
+  const note = defineTask({
+    name: 'note',
+    payload: { type: 'string' },
+    handler (name: string, { requestId }) {
+      ran.push([name, requestId])
+      if (name === 'odd result') return 'half a pair: \ud800, and \u0000'
+      return null
+    }
+  })
+  const { app, logs } = await start(t, { tasks: [note], engine: pgBoss({ connectionString, schema }), enqueueTimeout: 5_000 })
+  await app.ready()
+  const boss = new PgBoss({ connectionString, schema, supervise: false })
+  await boss.start()
+  t.teardown(() => boss.stop({ graceful: false }))
+  await boss.send('note', { payload: 'by hand', requestId: 'r-1' })
+  const ids: Array<string | null> = []
+  for (const data of [null, { text: 1 }, { payload: 7 }, { payload: 'odd', headers: 'none', enqueuedAt: 'never' }]) ids.push(await boss.send('note', data as object))
+  await t.rejects(app.backgroundTasks.enqueue(note, 'null \u0000'), { code: 'FST_BGT_ENGINE_UNAVAILABLE', message: /U\+0000/ })
+  const { id } = await app.backgroundTasks.enqueue(note, 'odd result')
+  while (ran.length < 3) await sleep(20)
+  const state = async (id: string | null): Promise<string | undefined> => (await app.backgroundTasks.get(note, id ?? ''))?.state
+  while (await state(ids[2] ?? null) !== 'failed' || await state(id) !== 'succeeded') await sleep(20)
+  t.match(ran.map(run => (run as unknown[])[0]).sort(), ['by hand', 'odd', 'odd result'])
+  t.match(await app.backgroundTasks.get(note, ids[2] ?? ''), { error: { code: 'FST_BGT_INVALID_PAYLOAD' }, attempt: 1 })
+  t.equal(await app.backgroundTasks.get(note, 'no UUID'), undefined)
+  t.equal(logs.filter(({ level, msg }) => level === 50 && msg === 'background task failed').length, 3)
+})
+
+t.test('wrong options are refused at the call, and no connection string is shown', async t => {
+  const refused: Array<[options: unknown, message: RegExp]> = [
+    [undefined, /pgBoss accepts an object/],
+    [{}, /needs one of connectionString, db and options/],
+    [{ url: 'postgres://secret@host' }, /has no option "url"/],
+    [{ connectionString: '' }, /"connectionString"/],
+    [{ connectionString: 'postgres://secret@host', db: { async executeSql () { return { rows: [] } } } }, /either connectionString or db/],
+    [{ db: {} }, /"db"/],
+    [{ connectionString: 'postgres://secret@host', schema: '' }, /"schema"/],
+    [{ connectionString: 'postgres://secret@host', options: 1 }, /"options"/],
+    [{ connectionString: 'postgres://secret@host', options: { schema: 'no; good' } }, /refuses the options of pgBoss/]
+  ]
+  for (const [options, message] of refused) {
+    t.throws(() => pgBoss(options as PgBossOptions), { code: 'FST_BGT_INVALID_OPTION', message })
+    t.throws(() => pgBoss(options as PgBossOptions), { message: /^(?!.*secret)/ })
+  }
+})
