@@ -36,6 +36,10 @@ export class TaskWorker extends Worker<unknown, Json, string> {
   /** Jobs that run, or whose verdict the server does not know yet. */
   #active = 0
   #onIdle: (() => void) | undefined
+  readonly #end = (): void => {
+    this.#active--
+    if (this.#active === 0) this.#onIdle?.()
+  }
 
   constructor ({ task, connection, prefix, options, run, onError }: TaskWorkerOptions) {
     super(task.name, (job, token = '') => this.#attempt(job, token), {
@@ -78,14 +82,11 @@ export class TaskWorker extends Worker<unknown, Json, string> {
   }
 
   /** From the fetch of a job until the server knows what has become of it. */
-  override async processJob (job: TaskBullJob, token: string, fetchNext?: () => boolean): Promise<void | TaskBullJob> {
+  override processJob (job: TaskBullJob, token: string, fetchNext?: () => boolean): Promise<void | TaskBullJob> {
     this.#active++
-    try {
-      return await super.processJob(job, token, fetchNext)
-    } finally {
-      this.#active--
-      if (this.#active === 0) this.#onIdle?.()
-    }
+    const ended = super.processJob(job, token, fetchNext)
+    ended.then(this.#end, this.#end)
+    return ended
   }
 
   /** A wait whose connection is lost ends there: ioredis would send it again, and a timer of BullMQ outlive `stop`. */

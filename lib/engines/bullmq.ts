@@ -2,7 +2,7 @@
 import { Job as BullJob, Queue, type JobsOptions, type QueueOptions, type WorkerOptions } from 'bullmq'
 import { Redis, type ChainableCommander, type RedisOptions } from 'ioredis'
 import { FST_BGT_INVALID_OPTION } from '../errors.js'
-import { check, NAME, OBJECT, type Rules } from '../rules.js'
+import { check, NAME, type Rules } from '../rules.js'
 import { isExpired, readRecord, toJobOptions, toStored, type TaskQueue } from './bullmq-records.js'
 import { TaskWorker } from './bullmq-worker.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
@@ -39,13 +39,10 @@ export interface BullMqOptions {
 }
 
 const CONNECTION = 'a redis: or rediss: URL, or an object of options of ioredis, without keyPrefix'
-const RULES: Rules = {
-  // Checked apart: what was passed may hold a password, and is not shown.
-  connection: { accepts: CONNECTION, holds: () => true },
-  prefix: NAME,
-  options: OBJECT
-}
-const OPTIONS_RULES: Rules = { queue: OBJECT, worker: OBJECT }
+// `check` shows what it refuses, and a URL holds a password.
+const UNSHOWN = { accepts: 'an object', holds: () => true }
+const RULES: Rules = { connection: UNSHOWN, prefix: NAME, options: UNSHOWN }
+const OPTIONS_RULES: Rules = { queue: UNSHOWN, worker: UNSHOWN }
 
 /** Milliseconds within which the server has to answer when the app starts. */
 const START_MS = 1500
@@ -53,8 +50,6 @@ const START_MS = 1500
 const CONNECT_MS = 2000
 /** Milliseconds without a reply after which a connection counts as lost. */
 const SILENCE_MS = 5000
-/** The same for a connection on which BullMQ waits for a job, up to 10 s. */
-const BLOCKED_SILENCE_MS = 15_000
 /** Milliseconds for saying goodbye. */
 const GOODBYE_MS = 500
 
@@ -78,6 +73,7 @@ class BullMqEngine implements TaskEngine {
   #workers: TaskWorker[] = []
   #producer: Redis | undefined
   #consumer: Redis | undefined
+  #heartbeat: NodeJS.Timeout | undefined
 
   constructor (options: BullMqOptions) {
     this.#options = options
@@ -107,7 +103,7 @@ class BullMqEngine implements TaskEngine {
     const [job] = jobs
     try {
       if (job !== undefined && jobs.length === 1) return [await this.#add(job)]
-      // Written one by one, they leave together all the same: 1.25 times the rate of `addBulk`.
+      // Written one by one, they leave together all the same: as fast as `addBulk`, for less processor time.
       return await Promise.all(jobs.map(job => this.#add(job)))
     } catch (error) {
       throw this.#explain(error)
@@ -115,19 +111,14 @@ class BullMqEngine implements TaskEngine {
   }
 
   async consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void> {
-    const consumer = this.#connect({ maxRetriesPerRequest: null, lazyConnect: false, socketTimeout: BLOCKED_SILENCE_MS })
+    const options = this.#options.options?.worker
+    const consumer = this.#connect({ maxRetriesPerRequest: null, lazyConnect: false })
     this.#consumer = consumer
+    this.#heartbeat = setInterval(() => { void reconnectIfSilent(consumer) }, SILENCE_MS).unref()
     // Workers tell of it.
     consumer.on('error', () => {})
     for (const { spec } of this.#tasks.values()) {
-      this.#workers.push(new TaskWorker({
-        task: spec,
-        connection: consumer,
-        prefix: this.#prefix,
-        options: this.#options.options?.worker,
-        run,
-        onError: this.#report
-      }))
+      this.#workers.push(new TaskWorker({ task: spec, connection: consumer, prefix: this.#prefix, options, run, onError: this.#report }))
     }
   }
 
@@ -146,6 +137,7 @@ class BullMqEngine implements TaskEngine {
 
   async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {
     this.#events = undefined
+    clearInterval(this.#heartbeat)
     await this.pause()
     await within(drainMs, Promise.all(this.#workers.map(worker => worker.settled()))).catch(() => {})
     await within(GOODBYE_MS, Promise.all(this.#workers.map(worker => worker.close(true)))).catch(() => {})
@@ -223,6 +215,11 @@ function retryStrategy (times: number): number {
   return Math.min(times * 50, 1000)
 }
 
+/** What ioredis has for it, `socketTimeout`, would take 4 % of the rate at which jobs run. BullMQ looks after its waits itself. */
+async function reconnectIfSilent (redis: Redis): Promise<void> {
+  if (redis.status === 'ready') await within(SILENCE_MS, redis.ping()).catch(() => { redis.disconnect(true) })
+}
+
 /** Rejects with the first error of a transaction. */
 async function replies (transaction: { exec: () => Promise<Array<[Error | null, unknown]> | null> }): Promise<unknown[]> {
   const results = await transaction.exec() ?? []
@@ -259,20 +256,26 @@ async function within<T> (milliseconds: number, promise: Promise<T>): Promise<T>
 }
 
 function checkOptions (options: BullMqOptions): void {
-  if (typeof options !== 'object' || options === null) {
-    // Perhaps the URL with its password: not shown.
-    throw new FST_BGT_INVALID_OPTION(`bullmq accepts an object of options, such as { connection: 'redis://…' }; received a ${typeof options}`)
-  }
+  requireObject('bullmq', options)
   check('bullmq', options, RULES)
   if (!isConnection(options.connection)) {
     throw new FST_BGT_INVALID_OPTION(`The option "connection" of bullmq accepts ${CONNECTION}; received something else, not shown here`)
   }
   if (options.options === undefined) return
-  check('options of bullmq', options.options, OPTIONS_RULES)
+  requireObject('The option "options" of bullmq', options.options)
+  check('"options" of bullmq', options.options, OPTIONS_RULES)
   for (const kind of ['queue', 'worker'] as const) {
-    const reserved = RESERVED[kind].find(name => Object.hasOwn(options.options?.[kind] ?? {}, name))
+    const passed = options.options[kind] ?? {}
+    requireObject(`The option "options.${kind}" of bullmq`, passed)
+    const reserved = RESERVED[kind].find(name => Object.hasOwn(passed, name))
     if (reserved !== undefined) throw new FST_BGT_INVALID_OPTION(`The option "options.${kind}" of bullmq does not accept "${reserved}": the engine sets it`)
   }
+}
+
+/** It may be a URL at the wrong place: not shown. */
+function requireObject (what: string, value: unknown): void {
+  if (typeof value === 'object' && value !== null) return
+  throw new FST_BGT_INVALID_OPTION(`${what} accepts an object; received ${value === null ? 'null' : `a ${typeof value}, not shown here`}`)
 }
 
 function isConnection (connection: unknown): boolean {

@@ -24,7 +24,7 @@ export function outages (name: string, open: (t: Test) => Promise<TestServer | u
       retry: { attempts: 5, backoff: { type: 'fixed', delay: 200 } },
       async handler (ms: number, { attempt }) {
         attempts.push(attempt)
-        await sleep(ms)
+        await sleep(ms, undefined, { ref: false })
       }
     })
     const open2 = async (t: Test, place: string, url = server.url): Promise<Started> => {
