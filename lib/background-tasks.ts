@@ -99,11 +99,10 @@ export class BackgroundTasks implements TaskAdder {
    */
   storeBeforeReply (): Promise<void> | undefined {
     const list = this.#list
-    if (list.toStore === undefined || list.toStore.length === 0) {
-      list.toStore = undefined
-      return undefined
-    }
-    return list.runner.dispatch?.flush(list, this.#exchange.soFar())
+    const tasks = list.toStore
+    list.toStore = undefined
+    if (tasks === undefined || tasks.length === 0) return undefined
+    return list.runner.dispatch?.flush(list, tasks, this.#exchange.soFar())
   }
 
   /** @internal */

@@ -7,7 +7,6 @@ import { enqueueChannel } from './diagnostics.js'
 import type { Delivery, JobRecord, TaskEngine, Verdict } from './engines/engine.js'
 import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from './errors.js'
 import { History } from './history.js'
-import { attempt } from './limits.js'
 import type { RunOptions, TaskOptions } from './options.js'
 import { toJson } from './payload.js'
 import { check, NAME, TIMER_DELAY, type Rules } from './rules.js'
@@ -59,7 +58,7 @@ export class Jobs {
       if (jobOptions?.[option] !== undefined) this.refuseUnless(option, definition)
     }
     const text = toJson(definition.name, payload)
-    known.read(JSON.parse(text))
+    if (definition.payload !== undefined) known.read(JSON.parse(text))
     const key = jobOptions?.key
     const origin: JobOrigin = {
       id: key === undefined ? randomUUID() : idOf(definition.name, key),
@@ -119,11 +118,10 @@ export function idOf (name: string, key: string): string {
 function traceHeadersOf (request: FastifyRequest | undefined): Record<string, string> {
   const headers: Record<string, string> = {}
   if (request === undefined) return headers
-  attempt(() => {
-    for (const name of TRACE_HEADERS) {
-      const value = request.headers[name]
-      if (typeof value === 'string') headers[name] = value
-    }
-  })
+  const { headers: all } = request.raw
+  for (const name of TRACE_HEADERS) {
+    const value = all[name]
+    if (typeof value === 'string') headers[name] = value
+  }
   return headers
 }

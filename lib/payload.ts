@@ -17,8 +17,8 @@ type JsonValidator = ((value: unknown) => unknown) & { errors?: readonly JsonSch
 
 interface JsonSchemaError {
   readonly instancePath: string
-  readonly message?: string
-  readonly params?: { readonly additionalProperty?: unknown }
+  readonly message: string
+  readonly params: { readonly additionalProperty?: unknown }
 }
 
 /** @param shared the app's shared schemas, for `$ref` */
@@ -43,8 +43,7 @@ function standardReader (name: string, schema: StandardSchema): PayloadReader {
       throw new FST_BGT_INVALID_PAYLOAD(name, 'has an asynchronous schema, and addTask is synchronous')
     }
     if (result.issues === undefined) return result.value
-    const issue = result.issues[0]
-    const { path, reason } = issue === undefined ? { path: '', reason: 'is refused by its schema' } : reasonOf(issue)
+    const { path, reason } = reasonOf(result.issues[0])
     throw new FST_BGT_INVALID_PAYLOAD(name, `is invalid: ${path || 'it'} ${reason}`)
   }
 }
@@ -58,8 +57,9 @@ function jsonSchemaReader (name: string, schema: object, compile: SchemaCompiler
   }
   return payload => {
     if (validate(payload) === true) return payload
-    const { instancePath = '', message = 'is refused by its schema', params } = validate.errors?.[0] ?? {}
-    const extra = params?.additionalProperty === undefined ? '' : ` (${String(params.additionalProperty)})`
+    // Ajv says why.
+    const { instancePath, message, params } = (validate.errors as JsonSchemaError[])[0] as JsonSchemaError
+    const extra = params.additionalProperty === undefined ? '' : ` (${String(params.additionalProperty)})`
     throw new FST_BGT_INVALID_PAYLOAD(name, `is invalid: ${instancePath || 'it'} ${message}${extra}`)
   }
 }
@@ -75,7 +75,7 @@ export function toJson (name: string, payload: unknown): string {
     text = JSON.stringify(payload)
   } catch (error) {
     // V8 says where a cycle is, by names of properties.
-    throw new FST_BGT_INVALID_PAYLOAD(name, `is not JSON: ${error instanceof TypeError ? (error.message.split('\n')[0] ?? '') : 'its toJSON threw'}`)
+    throw new FST_BGT_INVALID_PAYLOAD(name, `is not JSON: ${error instanceof TypeError ? error.message.replace(/\n[^]*/, '') : 'its toJSON threw'}`)
   }
   if (text === undefined) throw new FST_BGT_INVALID_PAYLOAD(name, `is not JSON: it is a ${typeof payload}`)
   return text

@@ -98,7 +98,9 @@ export class Runner {
   /** No reply will pass `onSend`, or has: what the list has for the engine is stored now. */
   storeNow (list: TaskList, outcome: ExchangeOutcome | undefined): void {
     // Failures are logged with their tasks.
-    this.dispatch?.flush(list, outcome).catch(() => {})
+    const tasks = list.toStore
+    list.toStore = undefined
+    if (tasks !== undefined && tasks.length > 0) this.dispatch?.flush(list, tasks, outcome).catch(() => {})
   }
 
   /** Resolves when no list has work. */

@@ -33,7 +33,7 @@ export function isStandardSchema (value: unknown): value is StandardSchema {
  * Where and why, and never what: messages of some libraries quote the value (valibot, arktype), so the reason is made of
  * what the libraries add about the schema.
  */
-export function reasonOf (issue: StandardIssue): { path: string, reason: string } {
+export function reasonOf (issue: StandardIssue = { message: '' }): { path: string, reason: string } {
   const { expected, code, type, kind } = issue as StandardIssue & Partial<Record<'expected' | 'code' | 'type' | 'kind', unknown>>
   const path = (issue.path ?? []).map(part => `/${String(typeof part === 'object' ? part.key : part)}`).join('')
   if (typeof expected === 'string') return { path, reason: `must be ${expected}` }

@@ -8,6 +8,8 @@ import type { History } from './history.js'
 import { attempt } from './limits.js'
 import { resultToJson } from './payload.js'
 
+const NOTHING = { found: undefined }
+
 /** Where a job comes from: it was added here, or an engine has delivered it. */
 export interface JobOrigin {
   readonly id: string
@@ -41,7 +43,7 @@ export class TaskJob {
   startedAt: number | undefined
   finishedAt: number | undefined
   readonly #surroundings: JobSurroundings
-  #input: JobOrigin['input'] | undefined
+  #input: JobOrigin['input']
 
   constructor (known: KnownTask, origin: JobOrigin, surroundings: JobSurroundings) {
     this.known = known
@@ -126,7 +128,7 @@ export class TaskJob {
   /** The task has ended: its payload is let go. */
   ended (task: BackgroundTask): void {
     this.finishedAt = Date.now()
-    this.#input = undefined
+    this.#input = NOTHING
     this.#surroundings.history.ended(task)
   }
 
@@ -158,17 +160,15 @@ export class TaskJob {
   }
 
   #state (task: BackgroundTask): JobState {
-    // Stored in an engine: it is asked first.
-    if (task.state === 'enqueued') return 'pending'
-    if (task.state !== 'pending') return task.state
+    // One that an engine has is not looked for here.
+    if (task.state !== 'pending') return task.state as JobState
     if (this.attempt > 0) return 'retrying'
     return this.waitMs() > 0 ? 'delayed' : 'pending'
   }
 }
 
 /** Each attempt has a payload of its own. */
-function parse (input: JobOrigin['input'] | undefined): unknown {
-  if (input === undefined) return undefined
+function parse (input: JobOrigin['input']): unknown {
   return 'text' in input ? JSON.parse(input.text) : input.found
 }
 

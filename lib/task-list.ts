@@ -6,6 +6,7 @@ import type { Exchange } from './exchange.js'
 import type { JobOptions } from './jobs.js'
 import type { TaskOptions } from './options.js'
 import type { Runner } from './runner.js'
+import type { TaskJob } from './task-job.js'
 
 /**
  * - `waiting`: its exchange has not ended
@@ -17,6 +18,9 @@ export type ListPhase = 'waiting' | 'queued' | 'running' | 'ended'
 
 /** Places of tasks that were taken: so many are not worth a new array. */
 const SHORT = 16
+
+/** No list has an array of its own for what few have. */
+const NONE: never[] = []
 
 /** Tasks that run in the order added, one at a time, and the cleanups behind them: what the runner runs. */
 export class TaskList implements TaskOwner {
@@ -45,8 +49,10 @@ export class TaskList implements TaskOwner {
   toStore: BackgroundTask[] | undefined
   #tasks: Array<BackgroundTask | undefined> = []
   #head = 0
-  /** Tasks that are neither here nor done: they wait for their time (with its timer), or for an engine to store them. */
-  #away: Map<BackgroundTask, NodeJS.Timeout | undefined> | undefined
+  /** Tasks that wait for their time. */
+  #timers: Map<BackgroundTask, NodeJS.Timeout> | undefined
+  /** Tasks that wait for an engine to store them. */
+  #unstored: BackgroundTask[] = NONE
   #cleanups: BackgroundTask[] | undefined
   #ended: (() => void) | undefined
 
@@ -92,7 +98,8 @@ export class TaskList implements TaskOwner {
       this.#tasks.push(task)
       runner.added(this, task)
     } else {
-      this.#leaveOut(task, undefined)
+      if (this.#unstored === NONE) this.#unstored = [task]
+      else this.#unstored.push(task)
       runner.added(this, task)
       runner.dispatch.added(this, task)
     }
@@ -108,7 +115,8 @@ export class TaskList implements TaskOwner {
 
   /** The task starts later; the others do not wait for it. */
   later (task: BackgroundTask, ms: number): void {
-    this.#leaveOut(task, setTimeout(() => { this.comeBack(task) }, ms))
+    this.#timers ??= new Map()
+    this.#timers.set(task, setTimeout(() => { this.comeBack(task) }, ms))
   }
 
   /** A task that was away runs now, behind what is there. */
@@ -118,31 +126,28 @@ export class TaskList implements TaskOwner {
     this.runner.wake(this)
   }
 
-  /** A task that was away is done. */
+  /** A task that was away, if it was, is done. */
   forget (task: BackgroundTask): void {
-    clearTimeout(this.#away?.get(task))
-    this.#away?.delete(task)
+    const timer = this.#timers?.get(task)
+    if (timer !== undefined) {
+      clearTimeout(timer)
+      this.#timers?.delete(task)
+      return
+    }
+    const place = this.#unstored.indexOf(task)
+    if (place !== -1) this.#unstored.splice(place, 1)
   }
 
   /** Whether tasks are away: the list has not ended. */
   get isWaitingForTasks (): boolean {
-    return this.#away !== undefined && this.#away.size > 0
+    return this.#unstored.length > 0 || (this.#timers !== undefined && this.#timers.size > 0)
   }
 
   /** `Date.now()` until when nothing happens here, if all that is left are tasks that wait for their time. */
   get restsUntil (): number | undefined {
-    if (this.phase !== 'ended' || this.#away === undefined) return undefined
-    let soonest = Infinity
-    for (const [task, timer] of this.#away) {
-      if (timer === undefined) return undefined
-      soonest = Math.min(soonest, task.options?.job?.dueAt ?? 0)
-    }
-    return soonest
-  }
-
-  #leaveOut (task: BackgroundTask, timer: NodeJS.Timeout | undefined): void {
-    this.#away ??= new Map()
-    this.#away.set(task, timer)
+    if (this.phase !== 'ended' || this.#unstored.length > 0 || this.#timers === undefined) return undefined
+    // Only tasks of definitions wait for their time.
+    return Math.min(...Array.from(this.#timers.keys(), task => (task.options?.job as TaskJob).dueAt))
   }
 
   addCleanup (fn: unknown, args: unknown[]): void {
@@ -180,7 +185,7 @@ export class TaskList implements TaskOwner {
     // Behind the head no place is empty.
     const queued = this.#tasks.slice(this.#head) as BackgroundTask[]
     const running = this.current !== undefined && !this.cleaning ? [this.current] : []
-    return [...running, ...[...queued, ...this.#away?.keys() ?? []].filter(task => task.state === 'pending')]
+    return [...running, ...[...queued, ...this.#unstored, ...this.#timers?.keys() ?? []].filter(task => task.state === 'pending')]
   }
 
   /** Takes all tasks that have not finished. Whoever awaits the running one leaves the list alone from now on. */
@@ -191,8 +196,9 @@ export class TaskList implements TaskOwner {
     this.#tasks = []
     this.#head = 0
     this.toStore = undefined
-    for (const timer of this.#away?.values() ?? []) clearTimeout(timer)
-    this.#away = undefined
+    this.#unstored = NONE
+    for (const timer of this.#timers?.values() ?? []) clearTimeout(timer)
+    this.#timers = undefined
     return tasks
   }
 
@@ -202,7 +208,7 @@ export class TaskList implements TaskOwner {
       const task = this.#tasks[i] as BackgroundTask
       if (task.state === 'pending') return task.addedAt
     }
-    return this.#away?.keys().next().value?.addedAt
+    return this.#unstored[0]?.addedAt ?? this.#timers?.keys().next().value?.addedAt
   }
 
   taskCancelled (task: BackgroundTask): void {

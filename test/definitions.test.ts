@@ -12,6 +12,11 @@ const turn = (): Promise<void> => new Promise(resolve => { setImmediate(resolve)
 const noBackoff = { backoff: { type: 'fixed', delay: 1 } } as const
 const payload = Type.Object({ to: Type.String({ format: 'email' }), copies: Type.Optional(Type.Integer({ default: 1 })) })
 
+/** A Standard Schema by hand. */
+function standard (validate: (value: unknown) => unknown): object {
+  return { '~standard': { version: 1, vendor: 'by hand', validate } }
+}
+
 t.test('a definition runs in the list of its request, in the order of the calls', async t => {
   const ran: string[] = []
   const step = defineTask({ name: 'step', handler: async (name: string) => { await turn(); ran.push(name) } })
@@ -80,6 +85,8 @@ t.test('an invalid payload is refused with path and reason, and never the value'
     [v.object({ n: v.array(v.number()) }), { n: [1, secret] }, 'is invalid: /n/1 must be number'],
     [v.object({ n: v.pipe(v.string(), v.email()) }), { n: secret }, 'is invalid: /n is refused by its schema (email)'],
     [type({ n: 'string.email' }) as unknown as object, { n: secret }, 'is invalid: /n must be an email address'],
+    [standard(() => ({ issues: [] })), secret, 'is invalid: it is refused by its schema'],
+    [standard(() => ({ issues: [{ message: secret, path: ['list', { key: 2 }], kind: 'schema' }] })), secret, 'is invalid: /list/2 is refused by its schema (schema)'],
     [asyncSchema, { to: secret }, 'has an asynchronous schema, and addTask is synchronous'],
     [undefined, cyclic, 'is not JSON: Converting circular structure to JSON'],
     [undefined, 1n, 'is not JSON: Do not know how to serialize a BigInt'],
@@ -325,11 +332,13 @@ t.test('a wrong definition is refused when it is made, a wrong list of them at r
     [{ name: 'a', handler, retry: { backoff: { type: 'linear' } } }, /"type" of backoff of the task "a" accepts 'exponential' or 'fixed'/],
     [{ name: 'a', handler, keep: { succeeded: -1 } }, /"succeeded" of keep of the task "a"/],
     [{ name: 'a', handler, payload: v.objectAsync({}) }, /accepts a synchronous schema/],
+    [{ name: 'a', handler, payload: standard(async () => { throw new Error('later') }) }, /accepts a synchronous schema/],
     [{ name: 'a', handler, retries: 1 }, /defineTask has no option "retries"/]
   ]
   for (const [options, message] of refused) {
     t.throws(() => defineTask(options as { name: string, handler: () => void }), { code: 'FST_BGT_INVALID_OPTION', message })
   }
+  t.doesNotThrow(() => defineTask({ name: 'a', payload: standard(() => { throw new Error('of undefined') }), handler } as never))
   const task = defineTask({ name: 'a', handler })
   const twin = defineTask({ name: 'a', handler })
   const odd = defineTask({ name: 'odd', payload: { type: 'nothing' }, handler })

@@ -197,12 +197,12 @@ t.test('an engine that is away: the app starts with a warning, answers 503, and 
 
 t.test('concurrent requests share a call where the engine wants groups; one alone waits for nobody', async t => {
   const { app, engine } = await onStub(t, { enqueueTimeout: 5_000 }, engine => { engine.groups = true })
-  const gates = [deferred(), deferred()]
+  const gate = deferred()
   const isCalled = deferred()
   let calls = 0
   engine.onEnqueue = async jobs => {
     isCalled.resolve()
-    await gates[calls++]?.promise
+    if (calls++ === 0) await gate.promise
     if (jobs.some(({ payload }) => payload === 'refused')) await refuse()
   }
   app.get<{ Params: { name: string } }>('/:name', async request => { request.backgroundTasks.addTask(job, request.params.name, { key: request.params.name }) })
@@ -213,12 +213,11 @@ t.test('concurrent requests share a call where the engine wants groups; one alon
   const others = ['b', 'c', 'refused', 'b'].map(get)
   for (let i = 0; i < 20; i++) await turn()
   t.equal(calls, 1, 'the next group gathers while a call is under way')
-  gates[0]?.resolve()
-  gates[1]?.resolve()
+  gate.resolve()
   t.equal(await first, 200)
   t.strictSame(await Promise.all(others), [200, 200, 503, 200], 'a job that is refused fails no stranger')
   const groups = engine.stored.map(jobs => jobs.map(({ payload }) => payload))
-  t.strictSame(groups, [['a'], ['b'], ['c'], ['b']], 'the group of three was refused and stored one by one; a repeated id waits for its own call')
+  t.strictSame(groups.sort(), [['a'], ['b'], ['b'], ['c']], 'the group of three was refused and stored one by one; a repeated id waits for its own call')
   engine.onEnqueue = async () => { await turn() }
   engine.stored.length = 0
   await Promise.all(Array.from({ length: 1_200 }, (_, i) => get(String(i))))
@@ -314,6 +313,62 @@ t.test('a shutdown takes no further jobs, stores what its last tasks add, and gi
   t.strictSame(logs.filter(({ level }) => level === 50), [], 'nothing is lost, so nothing is named')
   t.strictSame(await engine.deliver({ task: 'hang' }), { kind: 'released' })
   await t.rejects(app.backgroundTasks.get(job, 'id'), { code: 'FST_BGT_CLOSED' })
+})
+
+t.test('an engine that fails to pause, to answer or to stop is said, and holds up nothing', async t => {
+  const { app, engine, logs } = await onStub(t, {}, engine => {
+    engine.pause = refuse
+    engine.get = () => new Promise(() => {})
+    // eslint-disable-next-line no-throw-literal
+    engine.onStop = async () => { throw 'not an error' }
+  })
+  await app.ready()
+  await t.rejects(app.backgroundTasks.get(job, 'id'), { code: 'FST_BGT_ENGINE_UNAVAILABLE', message: /did not answer within enqueueTimeout, 100 ms/ })
+  engine.report?.(new AggregateError([], ''))
+  engine.report?.(Object.assign(new Error(''), { code: 'ECONNREFUSED' }))
+  await app.close()
+  t.strictSame(logs.filter(({ level }) => level === 40).map(({ msg }) => msg), [
+    'background task engine "stub": AggregateError',
+    'background task engine "stub": ECONNREFUSED',
+    'background task engine "stub" failed to pause: connection refused',
+    'background task engine "stub" failed to stop: not an error'
+  ])
+})
+
+t.test('a group that was given up is not stored when its turn comes, nor one by one', async t => {
+  const { app, engine } = await onStub(t, { enqueueTimeout: 60 }, engine => { engine.groups = true })
+  const gate = deferred()
+  let calls = 0
+  engine.onEnqueue = async () => { if (calls++ === 0) await gate.promise }
+  await app.ready()
+  const late = ['a', 'b'].map(async name => { await t.rejects(app.backgroundTasks.enqueue(job, name), { code: 'FST_BGT_ENGINE_UNAVAILABLE' }) })
+  await Promise.all(late)
+  gate.resolve()
+  for (let i = 0; i < 5; i++) await turn()
+  t.strictSame(engine.stored.map(jobs => jobs.map(({ payload }) => payload)), [['a']])
+  let isFirst = true
+  engine.onEnqueue = async jobs => {
+    if (isFirst) await turn()
+    isFirst = false
+    if (jobs.length > 1) {
+      await new Promise(resolve => { setTimeout(resolve, 100) })
+      await refuse()
+    }
+  }
+  await Promise.all(['c', 'd', 'e'].map(async name => { await app.backgroundTasks.enqueue(job, name).catch(() => {}) }))
+  await new Promise(resolve => { setTimeout(resolve, 100) })
+  t.strictSame(engine.stored.slice(1).map(jobs => jobs.map(({ payload }) => payload)), [['c']])
+})
+
+t.test('a delivery that waits for its turn goes back at the deadline, too', async t => {
+  const hang = defineTask({ name: 'hang', async handler () { await new Promise(() => {}) } })
+  const { app, engine } = await onStub(t, { tasks: [hang], closeTimeout: 50, concurrency: 1 })
+  await app.ready()
+  const verdicts = [engine.deliver({ task: 'hang', id: '1' }), engine.deliver({ task: 'hang', id: '2', requestId: 'r' })]
+  await turn()
+  t.match(app.backgroundTasks.stats, { running: 1, pending: 1 })
+  await app.close()
+  t.match(await Promise.all(verdicts), [{ kind: 'released' }, { kind: 'released' }])
 })
 
 t.test('a web process does not consume; concurrency is by name', async t => {

@@ -28,17 +28,18 @@ export class Dispatch {
 
   /**
    * Stores what the list has gathered; from now on its tasks are stored at once.
-   * @param outcome decides which of them are
+   * @param tasks what it has gathered
+   * @param outcome decides which of them are stored
    * @throws FST_BGT_ENGINE_UNAVAILABLE
    */
-  async flush (list: TaskList, outcome: ExchangeOutcome | undefined): Promise<void> {
-    const tasks = list.toStore ?? []
+  flush (list: TaskList, tasks: readonly BackgroundTask[], outcome: ExchangeOutcome | undefined): Promise<void> {
     list.toStore = undefined
-    await this.#store(list, tasks.filter(task => task.state === 'pending'), outcome)
+    return this.#store(list, tasks, outcome)
   }
 
   async #store (list: TaskList, tasks: readonly BackgroundTask[], outcome: ExchangeOutcome | undefined): Promise<void> {
-    const wanted = tasks.filter(task => this.#runner.holds(list, task, outcome))
+    // One may have been cancelled.
+    const wanted = tasks.filter(task => task.state === 'pending' && this.#runner.holds(list, task, outcome))
     if (wanted.length === 0) return
     // They are on the list until they are stored or have failed: what happens to them meanwhile is the drain.
     try {

@@ -2,6 +2,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import { FST_BGT_CLOSED, unavailable } from '../errors.js'
 import { attempt } from '../limits.js'
 import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
+import { Deadlines, type Deadline } from './deadlines.js'
 import { GroupCommit } from './group-commit.js'
 
 /** Milliseconds between two attempts to start an engine. */
@@ -24,6 +25,7 @@ export class EngineLink {
   readonly engine: TaskEngine<unknown>
   readonly #options: EngineLinkOptions
   readonly #groups: GroupCommit | undefined
+  readonly #deadlines: Deadlines
   #isUp = false
   #isStopping = false
   #lastError = 'it has not been reached yet'
@@ -37,6 +39,7 @@ export class EngineLink {
   constructor (options: EngineLinkOptions) {
     this.#options = options
     this.engine = options.engine
+    this.#deadlines = new Deadlines(options.enqueueTimeout)
     this.#groups = options.engine.groups ? new GroupCommit(jobs => this.engine.enqueue(jobs)) : undefined
     this.#whenUp = new Promise(resolve => { this.#up = resolve })
     this.#whenReady = new Promise(resolve => { this.#isReady = resolve })
@@ -58,19 +61,24 @@ export class EngineLink {
     })
   }
 
-  /** @throws FST_BGT_ENGINE_UNAVAILABLE */
-  async enqueue (jobs: readonly Job[], tx?: unknown): Promise<Receipt[]> {
-    const { name } = this.engine
-    // What was answered with a 503 is not to be stored when the engine comes back.
-    let isWanted = true
-    try {
-      return await within(this.#options.enqueueTimeout, this.#enqueue(jobs, tx, () => isWanted), () => {
-        isWanted = false
-        throw new Error(`the jobs were not stored within enqueueTimeout, ${this.#options.enqueueTimeout} ms`)
+  /**
+   * Few promises, for every request waits for it.
+   * @throws FST_BGT_ENGINE_UNAVAILABLE
+   */
+  enqueue (jobs: readonly Job[], tx?: unknown): Promise<Receipt[]> {
+    return new Promise((resolve, reject) => {
+      const failed = (error: unknown): void => { reject(unavailable(this.engine.name, messageOf(error))) }
+      const deadline = this.#deadlines.set(() => {
+        failed(new Error(`the jobs were not stored within enqueueTimeout, ${this.#options.enqueueTimeout} ms`))
       })
-    } catch (error) {
-      throw unavailable(name, messageOf(error))
-    }
+      this.#enqueue(jobs, tx, deadline).then(receipts => {
+        this.#deadlines.met(deadline)
+        resolve(receipts)
+      }, (error: unknown) => {
+        this.#deadlines.met(deadline)
+        failed(error)
+      })
+    })
   }
 
   /** @throws FST_BGT_CLOSED, FST_BGT_ENGINE_UNAVAILABLE */
@@ -93,17 +101,22 @@ export class EngineLink {
   /** Closes the connections, once what runs has told its verdict. */
   async stop (): Promise<void> {
     this.#isStopping = true
+    this.#deadlines.stop()
     this.#isReady()
     this.#wakeUp?.()
     await this.#starting
     await within(1.5 * STOP_MS, this.#quietly('stop', () => this.engine.stop({ drainMs: STOP_MS })), () => undefined)
   }
 
-  async #enqueue (jobs: readonly Job[], tx: unknown, isWanted: () => boolean): Promise<Receipt[]> {
-    if (!this.#isUp) await this.#whenUp
-    if (!isWanted()) return []
-    if (tx !== undefined) return await this.engine.enqueue(jobs, { tx })
-    return await (this.#groups?.enqueue(jobs, isWanted) ?? this.engine.enqueue(jobs))
+  #enqueue (jobs: readonly Job[], tx: unknown, deadline: Deadline): Promise<Receipt[]> {
+    // What was answered with a 503 is not to be stored when the engine comes back.
+    if (!this.#isUp) return this.#whenUp.then(() => deadline.isOver ? [] : this.#store(jobs, tx, deadline))
+    return this.#store(jobs, tx, deadline)
+  }
+
+  #store (jobs: readonly Job[], tx: unknown, deadline: Deadline): Promise<Receipt[]> {
+    if (tx !== undefined) return this.engine.enqueue(jobs, { tx })
+    return this.#groups === undefined ? this.engine.enqueue(jobs) : this.#groups.enqueue(jobs, deadline)
   }
 
   async #get (task: string, id: string): Promise<JobRecord | undefined> {

@@ -1,3 +1,4 @@
+import type { Deadline } from './deadlines.js'
 import type { Job, Receipt } from './engine.js'
 
 /** Jobs stored in one call at most: a bound for memory, and for how long a group holds up the next one. */
@@ -5,7 +6,7 @@ const MAX_JOBS = 500
 
 interface Member {
   readonly jobs: readonly Job[]
-  readonly isWanted: () => boolean
+  readonly deadline: Deadline
   readonly resolve: (receipts: Receipt[]) => void
   readonly reject: (error: unknown) => void
 }
@@ -23,10 +24,10 @@ export class GroupCommit {
     this.#store = store
   }
 
-  /** @param isWanted whether they are still to be stored, when their turn comes */
-  enqueue (jobs: readonly Job[], isWanted: () => boolean): Promise<Receipt[]> {
+  /** @param deadline if it is over when their turn comes, they are not stored */
+  enqueue (jobs: readonly Job[], deadline: Deadline): Promise<Receipt[]> {
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ jobs, isWanted, resolve, reject })
+      this.#waiting.push({ jobs, deadline, resolve, reject })
       if (!this.#isBusy) void this.#run()
     })
   }
@@ -43,7 +44,7 @@ export class GroupCommit {
     const group: Member[] = []
     const later: Member[] = []
     for (const member of this.#waiting) {
-      if (!member.isWanted()) continue
+      if (member.deadline.isOver) continue
       const fits = ids.size === 0 || ids.size + member.jobs.length <= MAX_JOBS
       if (fits && !member.jobs.some(({ id }) => ids.has(id))) {
         for (const { id } of member.jobs) ids.add(id)
@@ -64,12 +65,12 @@ export class GroupCommit {
       for (const { jobs, resolve } of group) resolve(receipts.slice(from, from += jobs.length))
     } catch (error) {
       if (group.length === 1) {
-        group[0]?.reject(error)
+        for (const { reject } of group) reject(error)
         return
       }
       // One job that the server refuses is not to fail those of strangers.
-      await Promise.all(group.map(async ({ jobs, isWanted, resolve, reject }) => {
-        if (isWanted()) await this.#store(jobs).then(resolve, reject)
+      await Promise.all(group.map(async ({ jobs, deadline, resolve, reject }) => {
+        if (!deadline.isOver) await this.#store(jobs).then(resolve, reject)
       }))
     }
   }

@@ -2,7 +2,7 @@
  * What breaks, with servers and processes of the test's own. Counted: every job answered with 202 runs at least once, and
  * nothing runs that was answered with 503 while the server was known to be away.
  */
-import { fork, type ChildProcess } from 'node:child_process'
+import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -72,9 +72,8 @@ export function faults (engine: 'bullmq' | 'pg-boss', open: (t: Test) => Promise
     const newPlace = (): string => `faults_${++places}`
 
     const service = async (t: Test, place: string, isWorker: boolean, url = server.url): Promise<Service> => {
-      // It loads the built package: tap's loader and coverage are not for it.
-      const { NODE_OPTIONS, NODE_V8_COVERAGE, ...env } = process.env
-      const child = fork(SERVICE, { execArgv: [], env: { ...env, ENGINE: engine, URL: url, PLACE: place, WORKER: String(isWorker) } })
+      // It loads the built package. `env`, for tap gives its loaders to every process that is started here, by NODE_OPTIONS.
+      const child = spawn('env', ['-u', 'NODE_OPTIONS', process.execPath, SERVICE], { stdio: ['ignore', 'ignore', 'inherit', 'ipc'], env: { ...process.env, ENGINE: engine, URL: url, PLACE: place, WORKER: String(isWorker) } })
       const started: Service['started'] = []
       const failed: Service['failed'] = []
       const lines: Service['lines'] = []
