@@ -36,6 +36,7 @@ t.test('a 202 means stored: the jobs of a request are stored in one call before 
   const injected = app.inject({ method: 'POST', url: '/', headers: { traceparent: '00-1-2-01' } }).then(reply => { replied = true; return reply })
   while (engine.calls.at(-1) !== 'enqueue') await turn()
   t.notOk(replied, 'the reply waits')
+  t.ok(app.backgroundTasks.stats.oldestPendingMs > 0)
   gate.resolve()
   const { statusCode, body } = await injected
   await app.backgroundTasks.idle()
@@ -159,6 +160,20 @@ t.test('replies that never pass onSend, and late tasks, store at once; what cann
   ])
 })
 
+t.test('a task that is cancelled while it is being stored stays skipped', async t => {
+  const { app, engine } = await onStub(t)
+  const isCalled = deferred()
+  const gate = deferred()
+  engine.onEnqueue = async () => { isCalled.resolve(); await gate.promise }
+  await app.ready()
+  const tasks = [app.backgroundTasks.addTask(job, 'cancelled'), app.backgroundTasks.addTask(job, 'stored')]
+  await isCalled.promise
+  t.ok(tasks[0]?.cancel())
+  gate.resolve()
+  await app.backgroundTasks.idle()
+  t.strictSame(tasks.map(task => task.state), ['skipped', 'enqueued'])
+})
+
 t.test('a cleanup waits for the tasks that are being stored', async t => {
   const { app, engine, get } = await onStub(t)
   app.get('/', async (request, reply) => {
@@ -193,6 +208,20 @@ t.test('an engine that is away: the app starts with a warning, answers 503, and 
   engine.report?.(new Error('connection reset'))
   engine.report?.(new Error('connection reset'))
   t.equal(logs.filter(({ msg }) => msg.includes('reset')).length, 1, 'the same trouble is said once')
+})
+
+t.test('what comes while the engine is being reached waits for it, and one that is not wanted is not stored', async t => {
+  const { app, engine } = await onStub(t, {}, engine => { engine.onStart = async () => { await new Promise(resolve => { setTimeout(resolve, 30) }) } })
+  app.get('/', async request => {
+    request.backgroundTasks.addTask(job, 'success')
+    throw new Error('no')
+  })
+  const [record, receipt] = await Promise.all([app.backgroundTasks.get(job, 'nobody'), app.backgroundTasks.enqueue(job, 'early')])
+  t.equal(record, undefined)
+  t.match(receipt, { duplicate: false })
+  await app.inject('/')
+  await app.backgroundTasks.idle()
+  t.strictSame(engine.stored.map(jobs => jobs.map(({ payload }) => payload)), [['early']])
 })
 
 t.test('concurrent requests share a call where the engine wants groups; one alone waits for nobody', async t => {
@@ -291,7 +320,7 @@ t.test('a worker turns each end of an attempt into its verdict', async t => {
   t.match(await engine.deliver({ task, payload: { do: 'it' }, attempt: 4 }), { kind: 'failed', error: { message: /died/ } })
   t.strictSame(told.splice(0), [['onFailed', { do: 'it' }, 'the process that ran the task died during its last attempt', 3]])
   // Written by hand.
-  t.match(await engine.deliver({ task, payload: { do: 7 } }), { kind: 'failed', error: { code: 'FST_BGT_INVALID_PAYLOAD', message: /\/do must be string/ } })
+  t.match(await engine.deliver({ task, payload: { do: 7 }, requestId: 'req-8' }), { kind: 'failed', error: { code: 'FST_BGT_INVALID_PAYLOAD', message: /\/do must be string/ } })
   t.match(await engine.deliver({ task, payload: undefined, enqueuedAt: undefined as never }), { kind: 'failed' })
   t.strictSame(told, [], 'onFailed is not called with an invalid payload')
   t.equal(failed(), 4)
@@ -358,6 +387,8 @@ t.test('a group that was given up is not stored when its turn comes, nor one by 
   await Promise.all(['c', 'd', 'e'].map(async name => { await app.backgroundTasks.enqueue(job, name).catch(() => {}) }))
   await new Promise(resolve => { setTimeout(resolve, 100) })
   t.strictSame(engine.stored.slice(1).map(jobs => jobs.map(({ payload }) => payload)), [['c']])
+  engine.onEnqueue = refuse
+  await t.rejects(app.backgroundTasks.enqueue(job, 'f'), { message: /connection refused/ })
 })
 
 t.test('a delivery that waits for its turn goes back at the deadline, too', async t => {
