@@ -1,6 +1,6 @@
 /**
- * What this plugin costs: `npm run bench`, or `npm run bench -- requests lists heap memory` for some of it, with
- * `--rounds` and `--pairs` for the requests and `--processes` for the lists. A report: what is not met is said, and ends
+ * What this plugin costs: `npm run bench`, or `npm run bench -- requests lists engines heap memory` for some of it,
+ * with `--rounds` and `--pairs` for the requests and `--processes` for the lists and the rounds of the engines. A report: what is not met is said, and ends
  * with 0.
  */
 import { cpus } from 'node:os'
