@@ -208,7 +208,8 @@ export class TaskList implements TaskOwner {
       const task = this.#tasks[i] as BackgroundTask
       if (task.state === 'pending') return task.addedAt
     }
-    return this.#unstored[0]?.addedAt ?? this.#timers?.keys().next().value?.addedAt
+    const away = [...this.#unstored, ...this.#timers?.keys() ?? NONE]
+    return away[0]?.addedAt
   }
 
   taskCancelled (task: BackgroundTask): void {
