@@ -247,10 +247,10 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
 /**
  * Says what kind of thing was passed, not what is in it: arguments and payloads do not belong in a log.
  * @internal
- * @param orTask whether a BackgroundTask is accepted too
+ * @param orTask whether a definition and a BackgroundTask are accepted too
  */
 export function invalidTask (where: string, value: unknown, orTask = false): Error {
-  const accepted = `a function followed by its arguments${orTask ? ', or a BackgroundTask alone' : ''}`
+  const accepted = `a function followed by its arguments${orTask ? ', a definition followed by its payload, or a BackgroundTask alone' : ''}`
   const received = orTask && value instanceof BackgroundTask
     ? 'a BackgroundTask followed by arguments: they belong in its constructor'
     : kindOf(value)

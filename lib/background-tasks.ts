@@ -98,11 +98,7 @@ export class BackgroundTasks implements TaskAdder {
    * @internal
    */
   storeBeforeReply (): Promise<void> | undefined {
-    const list = this.#list
-    const tasks = list.toStore
-    list.toStore = undefined
-    if (tasks === undefined || tasks.length === 0) return undefined
-    return list.runner.dispatch?.flush(list, tasks, this.#exchange.soFar())
+    return this.#list.runner.dispatch?.flush(this.#list, this.#exchange.soFar())
   }
 
   /** @internal */

@@ -1,10 +1,11 @@
 /** `enqueue` and `get` of the app: one task at once, in whatever placement. */
 import type { AnyTaskDefinition } from './define-task.js'
 import type { JobRecord, Receipt } from './engines/engine.js'
-import { FST_BGT_CLOSED, FST_BGT_INVALID_OPTION, show } from './errors.js'
-import type { JobOptions } from './jobs.js'
+import { FST_BGT_CLOSED } from './errors.js'
+import { JOB_RULES, type JobOptions } from './jobs.js'
+import { check, OBJECT, type Rules } from './rules.js'
 import type { Runner } from './runner.js'
-import type { TaskJob } from './task-job.js'
+import { jobOf } from './task-job.js'
 import { TaskList } from './task-list.js'
 
 /** Options of `enqueue`. */
@@ -18,21 +19,25 @@ export type EnqueueArgs<Payload> = undefined extends Payload
   ? [payload?: Payload, options?: EnqueueOptions]
   : [payload: Payload, options?: EnqueueOptions]
 
-export async function enqueue (runner: Runner, definition: AnyTaskDefinition, payload: unknown, options: EnqueueOptions = {}): Promise<Receipt> {
-  const { tx, ...jobOptions } = options
-  if (tx !== undefined) {
-    runner.jobs.refuseUnless('tx', definition)
-    if (typeof tx !== 'object' || typeof tx?.executeSql !== 'function') {
-      throw new FST_BGT_INVALID_OPTION(`The option "tx" of enqueue accepts { executeSql(text, values) }; received ${show(tx)}`)
-    }
+const ENQUEUE_RULES: Rules = {
+  ...JOB_RULES,
+  tx: {
+    accepts: '{ executeSql(text, values) }',
+    holds: value => OBJECT.holds(value) && typeof (value as { executeSql?: unknown }).executeSql === 'function'
   }
+}
+
+export async function enqueue (runner: Runner, definition: AnyTaskDefinition, payload: unknown, options: EnqueueOptions = {}): Promise<Receipt> {
+  check('enqueue', options, ENQUEUE_RULES)
   if (runner.closed) throw new FST_BGT_CLOSED('enqueue')
+  const { tx, ...jobOptions } = options
+  if (tx !== undefined) runner.jobs.refuseUnless('tx', definition)
   const task = runner.jobs.make(definition, payload, jobOptions, undefined, undefined)
   const { id } = task
   const { dispatch } = runner
   if (dispatch === undefined) return addHere()
   try {
-    const [receipt = { id, duplicate: false }] = await dispatch.link.enqueue([(task.options?.job as TaskJob).toStored()], tx)
+    const [receipt = { id, duplicate: false }] = await dispatch.link.enqueue([jobOf(task).toStored()], tx)
     if (!receipt.duplicate) runner.ledger.enqueuedAtOnce()
     return receipt
   } catch (err) {
@@ -52,6 +57,7 @@ export async function enqueue (runner: Runner, definition: AnyTaskDefinition, pa
 }
 
 export async function get (runner: Runner, definition: AnyTaskDefinition, id: string): Promise<JobRecord | undefined> {
+  if (runner.closed) throw new FST_BGT_CLOSED('get')
   const local = runner.jobs.find(definition, id)
   const { dispatch } = runner
   if (dispatch === undefined || local !== undefined) return local

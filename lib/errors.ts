@@ -62,6 +62,11 @@ export function unavailable (engine: string, reason: string): Error {
   return Object.assign(new FST_BGT_ENGINE_UNAVAILABLE(engine, reason), { headers: { 'retry-after': RETRY_AFTER } })
 }
 
+/** Whether the client is asked to come again. */
+export function isToBeRetried (error: unknown): boolean {
+  return error instanceof FST_BGT_OVERLOADED || error instanceof FST_BGT_ENGINE_UNAVAILABLE
+}
+
 /** The plugin is registered already for this app, or for a parent of it. */
 export const FST_BGT_ALREADY_REGISTERED = createError(
   'FST_BGT_ALREADY_REGISTERED',

@@ -14,7 +14,7 @@
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import { hasNoTurnYet, isComplete, isGone, isOfAbort, isUpgrade, onUpgradeAnswer, type RawResponse as Raw } from './connection.js'
-import { FST_BGT_ENGINE_UNAVAILABLE, FST_BGT_OVERLOADED, RETRY_AFTER } from './errors.js'
+import { isToBeRetried, RETRY_AFTER } from './errors.js'
 import { instancesOf } from './instances.js'
 import { isThenable } from './limits.js'
 
@@ -179,8 +179,7 @@ export class Exchange {
  * @param open makes the exchange of a request that has none yet
  */
 export function watchExchanges (app: FastifyInstance, open: (request: FastifyRequest) => void): void {
-  // Declared here, these two are part of every request's hidden class. The others are not: Fastify's loop over what is
-  // declared costs more than a write (measured: 130 ns a request for all five).
+  // Part of every request's hidden class. The others are not: Fastify's loop over what is declared costs more than a write.
   app.decorateRequest(kExchange, null)
   app.decorateRequest(kReply, null)
 
@@ -200,7 +199,7 @@ function watchReply (app: FastifyInstance, open: (request: FastifyRequest) => vo
     request[kExchange]?.seen(this)
     settle(request, this, isFirst && isGone(this.raw, request))
     if (isFirst && payload instanceof Error) fail(request, this, payload)
-    else if (isToBeRetried(request[kFailure])) sayWhenToRetry(this)
+    else if (request[kFailure] !== undefined) sayWhenToRetry(this, request[kFailure])
     base.send.call(this, payload)
     request[kExchange]?.advance()
     return this
@@ -243,13 +242,9 @@ function onError (request: FastifyRequest, reply: FastifyReply, error: unknown, 
   done()
 }
 
-function isToBeRetried (error: unknown): boolean {
-  return error instanceof FST_BGT_OVERLOADED || error instanceof FST_BGT_ENGINE_UNAVAILABLE
-}
-
 /** An error handler may have left out the headers of the error. */
-function sayWhenToRetry (reply: FastifyReply): void {
-  if (reply.statusCode === 503 && !reply.hasHeader('retry-after')) reply.header('retry-after', RETRY_AFTER)
+function sayWhenToRetry (reply: FastifyReply, error: unknown): void {
+  if (isToBeRetried(error) && reply.statusCode === 503 && !reply.hasHeader('retry-after')) reply.header('retry-after', RETRY_AFTER)
 }
 
 function fail (request: Watched, reply: FastifyReply, error: unknown): void {
@@ -267,7 +262,7 @@ function watchHandler (route: RouteOptions & { websocket?: boolean, wsHandler?: 
   function watchedHandler (this: FastifyInstance, request: Watched, reply: FastifyReply): unknown {
     request[kReply] = reply
     request[kExchange]?.seen(reply)
-    const returned: unknown = handler.call(this, request, reply)
+    const returned = handler.call(this, request, reply)
     if (returned !== undefined) request[kReturned] = returned
     request[kExchange]?.advance()
     return returned

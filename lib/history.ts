@@ -1,5 +1,5 @@
 import type { BackgroundTask } from './background-task.js'
-import type { TaskJob } from './task-job.js'
+import { jobOf } from './task-job.js'
 
 /** Ended tasks of definitions that are remembered at most. */
 const MAX_ENDED = 1_000
@@ -55,9 +55,4 @@ function isExpired (task: BackgroundTask): boolean {
   if (finishedAt === undefined) return false
   const { succeeded, failed } = known.definition.keep
   return Date.now() >= finishedAt + 1_000 * (task.state === 'succeeded' ? succeeded : failed)
-}
-
-function jobOf (task: BackgroundTask): TaskJob {
-  // Only tasks of definitions come here.
-  return task.options?.job as TaskJob
 }

@@ -23,7 +23,7 @@ export interface JobOptions {
   readonly delay?: number | undefined
 }
 
-const JOB_RULES: Rules = { key: NAME, delay: TIMER_DELAY }
+export const JOB_RULES: Rules = { key: NAME, delay: TIMER_DELAY }
 const TRACE_HEADERS = ['traceparent', 'tracestate', 'baggage'] as const
 
 /** Where jobs go: this process, or an engine. */
@@ -53,7 +53,7 @@ export class Jobs {
     if (options?.name !== undefined) {
       throw new FST_BGT_INVALID_OPTION(`The option "name" of with is for functions: a definition has a name, "${definition.name}"`)
     }
-    if (jobOptions !== undefined) check(`addTask of "${definition.name}"`, jobOptions, JOB_RULES)
+    if (jobOptions !== undefined) check('addTask', jobOptions, JOB_RULES)
     for (const option of ['key', 'delay'] as const) {
       if (jobOptions?.[option] !== undefined) this.refuseUnless(option, definition)
     }

@@ -113,7 +113,6 @@ export class Ledger {
     list.unfinished--
     this.#counts[task.state === 'running' ? 'running' : 'pending']--
     task.end('enqueued')
-    task.abort()
   }
 
   skipped (list: TaskList, task: BackgroundTask, reason: string): void {

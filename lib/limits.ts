@@ -45,3 +45,14 @@ export function attempt (fn: () => void): void {
     fn()
   } catch {}
 }
+
+/** Settles as `promise` does, or after so many milliseconds as `late` ends. */
+export async function within<T> (ms: number, promise: Promise<T>, late: () => T): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  const time = new Promise<void>(resolve => { timer = setTimeout(resolve, ms) })
+  try {
+    return await Promise.race([promise, time.then(late)])
+  } finally {
+    clearTimeout(timer)
+  }
+}

@@ -90,7 +90,7 @@ export class Runner {
   }
 
   exchangeEnded (list: TaskList): void {
-    if (this.dispatch !== undefined) this.storeNow(list, list.exchange?.outcome)
+    this.storeNow(list, list.exchange?.outcome)
     if (list.hasWork) this.#turns.queue(list)
     else this.#finish(list)
   }
@@ -98,9 +98,7 @@ export class Runner {
   /** No reply will pass `onSend`, or has: what the list has for the engine is stored now. */
   storeNow (list: TaskList, outcome: ExchangeOutcome | undefined): void {
     // Failures are logged with their tasks.
-    const tasks = list.toStore
-    list.toStore = undefined
-    if (tasks !== undefined && tasks.length > 0) this.dispatch?.flush(list, tasks, outcome).catch(() => {})
+    this.dispatch?.flush(list, outcome)?.catch(() => {})
   }
 
   /** Resolves when no list has work. */
@@ -133,6 +131,7 @@ export class Runner {
       } else {
         // Not lost: its engine gives it to another process.
         this.ledger.released(list, task)
+        task.abort()
         job.settle({ kind: 'released' })
       }
     }

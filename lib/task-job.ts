@@ -44,6 +44,8 @@ export class TaskJob {
   finishedAt: number | undefined
   readonly #surroundings: JobSurroundings
   #input: JobOrigin['input']
+  /** Why the payload was refused: an error of this class may be the handler's own, too. */
+  #refusal: unknown
 
   constructor (known: KnownTask, origin: JobOrigin, surroundings: JobSurroundings) {
     this.known = known
@@ -65,7 +67,7 @@ export class TaskJob {
 
   started (): void {
     this.attempt++
-    this.startedAt ??= Date.now()
+    this.startedAt = Date.now()
   }
 
   /**
@@ -80,7 +82,7 @@ export class TaskJob {
     const { attempt } = this
     const log = this.#log
     const context: TaskContext = { id, attempt, get signal () { return task.signal }, log, app, headers, requestId }
-    return definition.handler(this.known.read(parse(this.#input)) as never, context)
+    return definition.handler(this.#read() as never, context)
   }
 
   /** What becomes of a failed attempt: milliseconds until the next one, or undefined when the job has failed for good. */
@@ -88,7 +90,7 @@ export class TaskJob {
     this.error = toJobError(error)
     const { definition } = this.known
     const { attempts, when } = definition.retry
-    if (this.attempt >= attempts || error instanceof FST_BGT_INVALID_PAYLOAD) return undefined
+    if (this.attempt >= attempts || this.#isRefused(error)) return undefined
     try {
       if (when !== undefined && !when(error)) return undefined
     } catch {
@@ -101,7 +103,7 @@ export class TaskJob {
   /** The call of the definition's `onFailed`, if it has one. */
   lastWord (error: unknown): (() => unknown) | undefined {
     const { onFailed, retry } = this.known.definition
-    if (onFailed === undefined || error instanceof FST_BGT_INVALID_PAYLOAD) return undefined
+    if (onFailed === undefined || this.#isRefused(error)) return undefined
     const input = this.#input
     const context: FailedTaskContext = {
       id: this.origin.id, attempts: Math.min(this.attempt, retry.attempts), log: this.#log, app: this.#surroundings.app
@@ -153,6 +155,19 @@ export class TaskJob {
     }
   }
 
+  #read (): unknown {
+    try {
+      return this.known.read(parse(this.#input))
+    } catch (error) {
+      this.#refusal = error
+      throw error
+    }
+  }
+
+  #isRefused (error: unknown): boolean {
+    return error instanceof FST_BGT_INVALID_PAYLOAD && error === this.#refusal
+  }
+
   get #log (): FastifyBaseLogger {
     const { log } = this.#surroundings
     const { delivery, requestId } = this.origin
@@ -170,6 +185,12 @@ export class TaskJob {
 /** Each attempt has a payload of its own. */
 function parse (input: JobOrigin['input']): unknown {
   return 'text' in input ? JSON.parse(input.text) : input.found
+}
+
+/** The job of a task that has a definition. */
+export function jobOf (task: BackgroundTask): TaskJob {
+  // Who asks knows that it has one.
+  return task.options?.job as TaskJob
 }
 
 /** Anything can be thrown. */

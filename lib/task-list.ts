@@ -6,7 +6,7 @@ import type { Exchange } from './exchange.js'
 import type { JobOptions } from './jobs.js'
 import type { TaskOptions } from './options.js'
 import type { Runner } from './runner.js'
-import type { TaskJob } from './task-job.js'
+import { jobOf } from './task-job.js'
 
 /**
  * - `waiting`: its exchange has not ended
@@ -71,7 +71,8 @@ export class TaskList implements TaskOwner {
   }
 
   add (fn: unknown, args: unknown[], options: TaskOptions | undefined): BackgroundTask {
-    if (fn instanceof TaskDefinition) return this.addJob(fn as AnyTaskDefinition, args[0], args[1] as JobOptions | undefined, options)
+    // A function, the usual one, does not pay for the look at its prototypes.
+    if (typeof fn !== 'function' && fn instanceof TaskDefinition) return this.addJob(fn as AnyTaskDefinition, args[0], args[1] as JobOptions | undefined, options)
     const task = toTask('addTask', fn, args)
     if (!this.runner.closed) this.runner.ledger.admit()
     task.join(this, options)
@@ -147,7 +148,7 @@ export class TaskList implements TaskOwner {
   get restsUntil (): number | undefined {
     if (this.phase !== 'ended' || this.#unstored.length > 0 || this.#timers === undefined) return undefined
     // Only tasks of definitions wait for their time.
-    return Math.min(...Array.from(this.#timers.keys(), task => (task.options?.job as TaskJob).dueAt))
+    return Math.min(...Array.from(this.#timers.keys(), task => jobOf(task).dueAt))
   }
 
   addCleanup (fn: unknown, args: unknown[]): void {

@@ -172,6 +172,21 @@ t.test('retry.when false, or throwing, is the last word', async t => {
   t.match(await app.backgroundTasks.get(picky, tasks[0]?.id ?? ''), { error: { name: 'Error', message: 'a string was thrown' } })
 })
 
+t.test('a handler that itself refuses a payload has failed like any other: it is retried, and onFailed is called', async t => {
+  const told: unknown[] = []
+  const inner = defineTask({ name: 'inner', payload: Type.String(), handler () {} })
+  const outer = defineTask({
+    name: 'outer',
+    retry: { attempts: 2, ...noBackoff },
+    handler (_: undefined, { app }) { app.backgroundTasks.addTask(inner, 7 as never) },
+    onFailed (_payload, error, { attempts }) { told.push((error as { code: string }).code, attempts) }
+  })
+  const { app } = await start(t, { tasks: [inner, outer] })
+  app.backgroundTasks.addTask(outer)
+  await app.backgroundTasks.idle()
+  t.strictSame(told, ['FST_BGT_INVALID_PAYLOAD', 2])
+})
+
 t.test('an attempt that times out has failed: its signal aborts, the next one has a new one', async t => {
   const reasons: unknown[] = []
   const slow = defineTask({
@@ -316,13 +331,16 @@ t.test('what a placement cannot do, and what nobody knows, is refused at the cal
   t.throws(() => tasks.addTask(twin), { code: 'FST_BGT_UNKNOWN_TASK' })
   t.throws(() => none.app.backgroundTasks.addTask(known), { code: 'FST_BGT_UNKNOWN_TASK', message: /Known: none/ })
   t.throws(() => tasks.with({ name: 'other' }).addTask(known), { code: 'FST_BGT_INVALID_OPTION', message: /a definition has a name, "known"/ })
-  t.throws(() => tasks.addTask(known, undefined, { key: '' }), { code: 'FST_BGT_INVALID_OPTION', message: 'The option "key" of addTask of "known" accepts a string that is not empty; received \'\'' })
+  t.throws(() => tasks.addTask(known, undefined, { key: '' }), { code: 'FST_BGT_INVALID_OPTION', message: 'The option "key" of addTask accepts a string that is not empty; received \'\'' })
   t.throws(() => tasks.addTask(known, undefined, { delay: -1 }), { code: 'FST_BGT_INVALID_OPTION' })
   t.throws(() => tasks.addTask(known, undefined, { priority: 1 } as object), { code: 'FST_BGT_INVALID_OPTION', message: /has no option "priority"; it accepts key, delay/ })
+  await t.rejects(tasks.enqueue(known, undefined, null as never), { code: 'FST_BGT_INVALID_OPTION', message: /^enqueue accepts an object of options; received null/ })
+  await t.rejects(tasks.enqueue(known, undefined, { priority: 1 } as object), { code: 'FST_BGT_INVALID_OPTION', message: /enqueue has no option "priority"; it accepts key, delay, tx/ })
   const tx = { executeSql: async () => ({}) }
   await t.rejects(tasks.enqueue(known, undefined, { tx }), { code: 'FST_BGT_UNSUPPORTED', statusCode: 500, message: 'this process cannot do what "known" asks for: tx' })
   await app.close()
   await t.rejects(tasks.enqueue(known), { code: 'FST_BGT_CLOSED' })
+  await t.rejects(tasks.get(known, 'id'), { code: 'FST_BGT_CLOSED' })
   t.equal(tasks.addTask(known).state, 'abandoned')
 })
 

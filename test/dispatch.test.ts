@@ -364,6 +364,34 @@ t.test('an engine that fails to pause, to answer or to stop is said, and holds u
   ])
 })
 
+t.test('a shutdown leaves no promise behind, whatever the engine does', async t => {
+  const { app, engine } = await onStub(t, { enqueueTimeout: 60_000, closeTimeout: 50 }, engine => { engine.onStart = () => new Promise(() => {}) })
+  const enqueued = app.backgroundTasks.enqueue(job, 'never')
+  const refused = t.rejects(enqueued, { code: 'FST_BGT_ENGINE_UNAVAILABLE' })
+  await turn()
+  const from = Date.now()
+  await app.close()
+  await refused
+  t.ok(Date.now() - from < 5_000, 'an engine that is still being started does not hold it up')
+  t.strictSame(engine.calls, ['start'])
+})
+
+t.test('an engine that comes up during the drain is given nothing to run', async t => {
+  const up = deferred()
+  const isDraining = deferred()
+  const { app, engine } = await onStub(t, {}, engine => { engine.onStart = () => up.promise })
+  await app.ready()
+  // The drain says what it waits for, once it has paused the engine.
+  app.log.info = (() => { isDraining.resolve() }) as typeof app.log.info
+  app.backgroundTasks.addTask(async () => {
+    await isDraining.promise
+    up.resolve()
+    for (let i = 0; i < 10; i++) await turn()
+  })
+  await app.close()
+  t.strictSame(engine.calls, ['start', 'stop'])
+})
+
 t.test('a group that was given up is not stored when its turn comes, nor one by one', async t => {
   const { app, engine } = await onStub(t, { enqueueTimeout: 60 }, engine => { engine.groups = true })
   const gate = deferred()

@@ -2,13 +2,14 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readFileSync } from 'node:fs'
-import { createServer, type AddressInfo } from 'node:net'
+import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import { chromium, type Browser } from 'playwright-core'
 import { SMTPServer } from 'smtp-server'
 import t, { type Test } from 'tap'
+import { freePort } from './support/servers.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const CHROMIUM = process.env.CHROMIUM_PATH ?? '/usr/bin/chromium'
@@ -61,7 +62,7 @@ t.test('with SMTP_URL the mail goes there, the answer does not wait for it, and 
 })
 
 t.test('a mail server that cannot be reached fails the mail, and the tasks behind it run', async t => {
-  const example = await start(t, { SMTP_URL: `smtp://127.0.0.1:${await closedPort()}` })
+  const example = await start(t, { SMTP_URL: `smtp://127.0.0.1:${await freePort()}` })
   const response = await notify(example, 'ada@example.com')
   t.equal(response.status, 202)
   await example.printed(/"code":"ESOCKET".*"name":"sendMail"\},"msg":"background task failed"/)
@@ -207,16 +208,6 @@ async function openSmtp (t: Test): Promise<{ url: string, mail: Promise<string>,
   await once(listener, 'listening')
   t.teardown(async () => { take(); await new Promise<void>(resolve => { server.close(resolve) }) })
   return { url: `smtp://127.0.0.1:${(listener.address() as AddressInfo).port}`, mail, take }
-}
-
-/** A port that refuses connections. */
-async function closedPort (): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 function withoutBrowser (): string | false {

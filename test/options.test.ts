@@ -228,7 +228,7 @@ t.test('what is no task is refused: what was passed, and what is accepted', asyn
       t.type(error, TypeError)
       t.equal(
         error.message,
-        `addTask accepts a function followed by its arguments, or a BackgroundTask alone; received ${received}`
+        `addTask accepts a function followed by its arguments, a definition followed by its payload, or a BackgroundTask alone; received ${received}`
       )
     }
     const task = new BackgroundTask(() => {})

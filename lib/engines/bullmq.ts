@@ -2,6 +2,7 @@
 import { Job as BullJob, Queue, type JobsOptions, type QueueOptions, type WorkerOptions } from 'bullmq'
 import { Redis, type ChainableCommander, type RedisOptions } from 'ioredis'
 import { FST_BGT_INVALID_OPTION } from '../errors.js'
+import { within } from '../limits.js'
 import { check, NAME, type Rules } from '../rules.js'
 import { isExpired, readRecord, toJobOptions, toStored, type TaskQueue } from './bullmq-records.js'
 import { TaskWorker } from './bullmq-worker.js'
@@ -90,7 +91,7 @@ class BullMqEngine implements TaskEngine {
       this.#report(error)
     })
     try {
-      await within(START_MS, this.#open(producer, tasks))
+      await answered(START_MS, this.#open(producer, tasks))
     } catch (error) {
       const reason = this.#explain(error)
       await this.stop({ drainMs: 0 })
@@ -139,8 +140,8 @@ class BullMqEngine implements TaskEngine {
     this.#events = undefined
     clearInterval(this.#heartbeat)
     await this.pause()
-    await within(drainMs, Promise.all(this.#workers.map(worker => worker.settled()))).catch(() => {})
-    await within(GOODBYE_MS, Promise.all(this.#workers.map(worker => worker.close(true)))).catch(() => {})
+    await answered(drainMs, Promise.all(this.#workers.map(worker => worker.settled()))).catch(() => {})
+    await answered(GOODBYE_MS, Promise.all(this.#workers.map(worker => worker.close(true)))).catch(() => {})
     await Promise.all([...this.#tasks.values()].map(({ queue }) => queue.close())).catch(() => {})
     await Promise.all([close(this.#producer), close(this.#consumer)])
     this.#tasks = new Map()
@@ -217,7 +218,7 @@ function retryStrategy (times: number): number {
 
 /** What ioredis has for it, `socketTimeout`, would take 4 % of the rate at which jobs run. BullMQ looks after its waits itself. */
 async function reconnectIfSilent (redis: Redis): Promise<void> {
-  if (redis.status === 'ready') await within(SILENCE_MS, redis.ping()).catch(() => { redis.disconnect(true) })
+  if (redis.status === 'ready') await answered(SILENCE_MS, redis.ping()).catch(() => { redis.disconnect(true) })
 }
 
 /** Rejects with the first error of a transaction. */
@@ -230,7 +231,7 @@ async function replies (transaction: { exec: () => Promise<Array<[Error | null, 
 }
 
 async function close (redis: Redis | undefined): Promise<void> {
-  if (redis?.status === 'ready') await within(GOODBYE_MS, redis.quit()).catch(() => {})
+  if (redis?.status === 'ready') await answered(GOODBYE_MS, redis.quit()).catch(() => {})
   redis?.disconnect()
 }
 
@@ -243,16 +244,8 @@ function plain (error: unknown): Error {
   return new Error((message || code || String(error)).replace(/, with args beginning with: .*/s, ''))
 }
 
-async function within<T> (milliseconds: number, promise: Promise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined
-  const late = new Promise<never>((_resolve, reject) => {
-    timer = setTimeout(() => { reject(new Error(`it did not answer within ${milliseconds} ms`)) }, milliseconds)
-  })
-  try {
-    return await Promise.race([promise, late])
-  } finally {
-    clearTimeout(timer)
-  }
+async function answered<T> (milliseconds: number, promise: Promise<T>): Promise<T> {
+  return await within(milliseconds, promise, () => { throw new Error(`it did not answer within ${milliseconds} ms`) })
 }
 
 function checkOptions (options: BullMqOptions): void {

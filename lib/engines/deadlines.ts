@@ -40,20 +40,25 @@ export class Deadlines {
     last.place = deadline.place
   }
 
-  /** Nothing keeps the process alive any more. */
-  stop (): void {
+  /** All are up now, and nothing keeps the process alive any more. */
+  expireAll (): void {
     clearTimeout(this.#timer)
+    this.#timer = undefined
+    this.#expire(this.#waiting.slice())
   }
 
   #look (): void {
     const now = performance.now()
     // Timers can fire a little early.
-    const past = this.#waiting.filter(({ dueAt }) => dueAt <= now + 1)
-    for (const deadline of past) {
+    this.#expire(this.#waiting.filter(({ dueAt }) => dueAt <= now + 1))
+    const next = Math.min(...this.#waiting.map(({ dueAt }) => dueAt))
+    this.#timer = next === Infinity ? undefined : setTimeout(() => { this.#look() }, next - now)
+  }
+
+  #expire (deadlines: readonly Deadline[]): void {
+    for (const deadline of deadlines) {
       this.met(deadline)
       deadline.expire()
     }
-    const next = Math.min(...this.#waiting.map(({ dueAt }) => dueAt))
-    this.#timer = next === Infinity ? undefined : setTimeout(() => { this.#look() }, next - now)
   }
 }

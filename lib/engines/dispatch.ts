@@ -3,7 +3,7 @@ import type { BackgroundTask } from '../background-task.js'
 import type { ExchangeOutcome } from '../exchange.js'
 import { bindingsOf } from '../ledger.js'
 import type { Runner } from '../runner.js'
-import type { TaskJob } from '../task-job.js'
+import { jobOf } from '../task-job.js'
 import type { TaskList } from '../task-list.js'
 import type { EngineLink } from './engine-link.js'
 
@@ -27,14 +27,14 @@ export class Dispatch {
   }
 
   /**
-   * Stores what the list has gathered; from now on its tasks are stored at once.
-   * @param tasks what it has gathered
+   * Stores what the list has gathered, if anything; from now on its tasks are stored at once.
    * @param outcome decides which of them are stored
    * @throws FST_BGT_ENGINE_UNAVAILABLE
    */
-  flush (list: TaskList, tasks: readonly BackgroundTask[], outcome: ExchangeOutcome | undefined): Promise<void> {
+  flush (list: TaskList, outcome: ExchangeOutcome | undefined): Promise<void> | undefined {
+    const tasks = list.toStore
     list.toStore = undefined
-    return this.#store(list, tasks, outcome)
+    return tasks === undefined || tasks.length === 0 ? undefined : this.#store(list, tasks, outcome)
   }
 
   async #store (list: TaskList, tasks: readonly BackgroundTask[], outcome: ExchangeOutcome | undefined): Promise<void> {
@@ -63,9 +63,4 @@ export class Dispatch {
     this.#runner.jobs.history.add(task)
     list.comeBack(task)
   }
-}
-
-export function jobOf (task: BackgroundTask): TaskJob {
-  // Only tasks of definitions come here.
-  return task.options?.job as TaskJob
 }

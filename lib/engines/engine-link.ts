@@ -1,6 +1,6 @@
 import type { FastifyBaseLogger } from 'fastify'
-import { FST_BGT_CLOSED, unavailable } from '../errors.js'
-import { attempt } from '../limits.js'
+import { unavailable } from '../errors.js'
+import { attempt, within } from '../limits.js'
 import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
 import { Deadlines, type Deadline } from './deadlines.js'
 import { GroupCommit } from './group-commit.js'
@@ -27,6 +27,7 @@ export class EngineLink {
   readonly #groups: GroupCommit | undefined
   readonly #deadlines: Deadlines
   #isUp = false
+  #isPaused = false
   #isStopping = false
   #lastError = 'it has not been reached yet'
   #whenUp: Promise<void>
@@ -81,9 +82,8 @@ export class EngineLink {
     })
   }
 
-  /** @throws FST_BGT_CLOSED, FST_BGT_ENGINE_UNAVAILABLE */
+  /** @throws FST_BGT_ENGINE_UNAVAILABLE */
   async get (task: string, id: string): Promise<JobRecord | undefined> {
-    if (this.#isStopping) throw new FST_BGT_CLOSED('get')
     try {
       return await within(this.#options.enqueueTimeout, this.#get(task, id), () => {
         throw new Error(`it did not answer within enqueueTimeout, ${this.#options.enqueueTimeout} ms`)
@@ -95,17 +95,20 @@ export class EngineLink {
 
   /** Takes no further jobs. */
   async pause (): Promise<void> {
+    // It may come up during the drain.
+    this.#isPaused = true
     if (this.#isUp && this.#options.run !== undefined) await this.#quietly('pause', () => this.engine.pause())
   }
 
   /** Closes the connections, once what runs has told its verdict. */
   async stop (): Promise<void> {
     this.#isStopping = true
-    this.#deadlines.stop()
     this.#isReady()
     this.#wakeUp?.()
-    await this.#starting
-    await within(1.5 * STOP_MS, this.#quietly('stop', () => this.engine.stop({ drainMs: STOP_MS })), () => undefined)
+    const stopped = Promise.resolve(this.#starting).then(() => this.#quietly('stop', () => this.engine.stop({ drainMs: STOP_MS })))
+    await within(1.5 * STOP_MS, stopped, () => undefined)
+    // What still waits for it waits in vain.
+    this.#deadlines.expireAll()
   }
 
   #enqueue (jobs: readonly Job[], tx: unknown, deadline: Deadline): Promise<Receipt[]> {
@@ -132,7 +135,7 @@ export class EngineLink {
         this.#isUp = true
         this.#up()
         await this.#whenReady
-        if (run !== undefined && !this.#isStopping) await this.engine.consume(run)
+        if (run !== undefined && !this.#isPaused) await this.engine.consume(run)
         return
       } catch (error) {
         this.#warn(error)
@@ -170,14 +173,4 @@ function messageOf (error: unknown): string {
   if (!(error instanceof Error)) return String(error)
   // Node gives several attempts to connect one error without a message.
   return error.message || String((error as { code?: unknown }).code ?? error.name)
-}
-
-async function within<T> (ms: number, promise: Promise<T>, late: () => T): Promise<T> {
-  let timer: NodeJS.Timeout | undefined
-  const time = new Promise<void>(resolve => { timer = setTimeout(resolve, ms) })
-  try {
-    return await Promise.race([promise, time.then(late)])
-  } finally {
-    clearTimeout(timer)
-  }
 }

@@ -7,7 +7,7 @@ import { defineTask } from '../../lib/index.js'
 import { start } from '../support/app.js'
 import { redisServer } from '../support/servers.js'
 import { outages } from './outages.js'
-import { opened } from './suite.js'
+import { opened } from '../support/opened.js'
 
 outages('bullmq', async t => await opened(t, 'redis-server', () => redisServer()), (url, place) => bullmq({ connection: url, prefix: place }))
 

@@ -1,7 +1,8 @@
 import { randomUUID } from 'node:crypto'
 import { Redis } from 'ioredis'
 import { bullmq } from '../../lib/engines/bullmq.js'
-import { conformance, opened } from './suite.js'
+import { opened } from '../support/opened.js'
+import { conformance } from './suite.js'
 
 const connection = process.env['REDIS_URL'] ?? 'redis://127.0.0.1:6379'
 

@@ -1,6 +1,4 @@
-import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import pg from 'pg'
 import { PgBoss } from 'pg-boss'
 import t from 'tap'
 import { pgBoss, type PgBossOptions } from '../../lib/engines/pg-boss.js'
@@ -8,18 +6,15 @@ import { defineTask } from '../../lib/index.js'
 import { start } from '../support/app.js'
 import { postgresServer } from '../support/servers.js'
 import { outages } from './outages.js'
-import { opened } from './suite.js'
+import { opened } from '../support/opened.js'
+import { openPostgres } from '../support/postgres.js'
 
 outages('pg-boss', async t => await opened(t, 'PostgreSQL', () => postgresServer()), (connectionString, schema) => pgBoss({ connectionString, schema }))
 
-const connectionString = process.env['POSTGRES_URL'] ?? 'postgres://postgres@127.0.0.1:5432/test'
-
 t.test('a job written by hand runs, a malformed one fails at once; what jsonb cannot hold is refused', async t => {
-  const pool = new pg.Pool({ connectionString, connectionTimeoutMillis: 2_000 })
-  t.teardown(() => pool.end())
-  if (await opened(t, 'PostgreSQL', () => pool.query('select 1')) === undefined) return
-  const schema = `fbt_test_${randomUUID().slice(0, 8)}`
-  t.teardown(() => pool.query(`drop schema if exists ${schema} cascade`))
+  const postgres = await openPostgres(t)
+  if (postgres === undefined) return
+  const { connectionString, schema } = postgres
   const ran: unknown[] = []
   const note = defineTask({
     name: 'note',

@@ -1,23 +1,18 @@
-import { randomUUID } from 'node:crypto'
 import { Kysely, PostgresDialect, sql } from 'kysely'
 import { fromKysely } from 'pg-boss'
-import pg from 'pg'
 import t from 'tap'
 import { pgBoss } from '../../lib/engines/pg-boss.js'
 import { defineTask, type EnqueueOptions } from '../../lib/index.js'
 import { start } from '../support/app.js'
-import { opened } from './suite.js'
+import { openPostgres } from '../support/postgres.js'
 
-const connectionString = process.env['POSTGRES_URL'] ?? 'postgres://postgres@127.0.0.1:5432/test'
 const welcome = defineTask({ name: 'welcome', handler (_: { user: string }) {} })
 type Tx = NonNullable<EnqueueOptions['tx']>
 
 t.test('a job enqueued in a transaction is invisible before its commit, and gone after its rollback', async t => {
-  const pool = new pg.Pool({ connectionString, connectionTimeoutMillis: 2_000 })
-  t.teardown(() => pool.end())
-  if (await opened(t, 'PostgreSQL', () => pool.query('select 1')) === undefined) return
-  const schema = `fbt_test_${randomUUID().slice(0, 8)}`
-  t.teardown(() => pool.query(`drop schema if exists ${schema} cascade`))
+  const postgres = await openPostgres(t)
+  if (postgres === undefined) return
+  const { connectionString, pool, schema } = postgres
   const { app } = await start(t, { tasks: [welcome], engine: pgBoss({ connectionString, schema }), worker: false, enqueueTimeout: 5_000 })
   await app.ready()
   await pool.query(`create table ${schema}.users (name text primary key)`)
