@@ -6,6 +6,7 @@ import { within } from '../limits.js'
 import { check, NAME, type Rules } from '../rules.js'
 import { isExpired, readRecord, toJobOptions, toStored, type TaskQueue } from './bullmq-records.js'
 import { TaskWorker } from './bullmq-worker.js'
+import { cork } from './cork.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
 
 /** What is set by definitions, by the engine's own options, or by the promises of an engine. */
@@ -102,6 +103,8 @@ class BullMqEngine implements TaskEngine {
 
   async enqueue (jobs: readonly Job[]): Promise<Receipt[]> {
     const [job] = jobs
+    // It is there since `start`.
+    cork((this.#producer as Redis).stream)
     try {
       if (job !== undefined && jobs.length === 1) return [await this.#add(job)]
       // Written one by one, they leave together all the same: as fast as `addBulk`, for less processor time.

@@ -1,6 +1,10 @@
 import { randomUUID } from 'node:crypto'
+import { Writable } from 'node:stream'
+import { setImmediate as turn } from 'node:timers/promises'
 import { Redis } from 'ioredis'
+import tap from 'tap'
 import { bullmq } from '../../lib/engines/bullmq.js'
+import { cork } from '../../lib/engines/cork.js'
 import { opened } from '../support/opened.js'
 import { conformance } from './suite.js'
 
@@ -21,4 +25,29 @@ conformance(async t => {
       if (keys.length > 0) await redis.del(keys)
     }
   }
+})
+
+tap.test('what requests store in one turn of the event loop leaves in few writes, and a single one at its end', async t => {
+  const writes: number[] = []
+  const connection = new Writable({
+    write: (chunk: Buffer, _encoding, done) => { writes.push(chunk.length); done() },
+    writev: (chunks, done) => { writes.push(chunks.reduce((sum, { chunk }) => sum + (chunk as Buffer).length, 0)); done() }
+  })
+  const store = (bytes: number): void => {
+    cork(connection)
+    connection.write(Buffer.alloc(bytes))
+  }
+
+  store(1)
+  t.strictSame(writes, [])
+  await turn()
+  t.strictSame(writes.splice(0), [1])
+
+  for (let i = 0; i < 20; i++) store(1_000)
+  t.strictSame(writes, [9_000, 9_000], 'the server begins while more is written')
+  await turn()
+  t.strictSame(writes.splice(0), [9_000, 9_000, 2_000])
+
+  connection.write(Buffer.alloc(3))
+  t.strictSame(writes, [3], 'and nothing else waits')
 })
