@@ -1,9 +1,14 @@
 import { execFile } from 'node:child_process'
+import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
+import { bullmq } from 'fastify-background-tasks/bullmq'
+import { Redis } from 'ioredis'
 import t from 'tap'
 import { buildApp } from '../examples/tasks/app.js'
+import { mountDashboard } from '../examples/tasks/dashboard.js'
+import { opened } from './support/opened.js'
 
 t.setTimeout(120_000)
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -24,6 +29,30 @@ t.test('POST answers 202 with Location, where the task can be followed; both are
   t.equal((await app.inject('/tasks/00000000-0000-4000-8000-000000000000')).statusCode, 404)
   const { paths } = (await app.inject('/docs/json')).json<{ paths: Record<string, object> }>()
   t.match(Object.keys(paths), ['/reports', '/tasks/{id}'])
+})
+
+t.test('the dashboard stands beside the service, behind a login, and shows what runs on Redis', async t => {
+  const connection = process.env['REDIS_URL'] ?? 'redis://127.0.0.1:6379'
+  const redis = new Redis(connection, { lazyConnect: true, retryStrategy: () => null })
+  redis.on('error', () => {})
+  t.teardown(() => { redis.disconnect() })
+  if (await opened(t, 'Redis', async () => await redis.ping()) === undefined) return
+  const prefix = `fbt-test-${randomUUID().slice(0, 8)}`
+  const app = await buildApp({ engine: bullmq({ connection, prefix }), worker: false })
+  t.teardown(async () => {
+    await app.close()
+    await redis.del(await redis.keys(`${prefix}:*`))
+  })
+  await mountDashboard(app, connection, { name: 'ada', password: 'secret' }, prefix)
+  t.equal((await app.inject({ method: 'POST', url: '/reports', payload: { title: 'spring' } })).statusCode, 202)
+
+  const queues = async (password: string): Promise<{ statusCode: number, json: () => unknown }> => await app.inject({
+    url: '/dashboard/api/queues', headers: { authorization: `Basic ${Buffer.from(`ada:${password}`).toString('base64')}` }
+  })
+  t.equal((await app.inject('/dashboard')).statusCode, 401)
+  t.equal((await queues('wrong')).statusCode, 401)
+  const shown = await queues('secret')
+  t.match([shown.statusCode, shown.json()], [200, { queues: [{ name: 'make-report', counts: { waiting: 1 } }] }])
 })
 
 t.test('durable without a server: what was stored survives kill -9', async t => {

@@ -5,10 +5,12 @@ import { FastifyAdapter } from '@bull-board/fastify'
 import { Queue } from 'bullmq'
 import type { FastifyInstance } from 'fastify'
 
-/** BullMQ's dashboard at `/dashboard`, behind a login: it shows payloads, and has a button that deletes jobs. */
-export async function mountDashboard (app: FastifyInstance, redisUrl: string, login: { name: string, password: string }): Promise<void> {
-  // The prefix of `bullmq()`.
-  const queue = new Queue('make-report', { connection: { url: redisUrl }, prefix: 'fbt' })
+/**
+ * BullMQ's dashboard at `/dashboard`, behind a login: it shows payloads, and has a button that deletes jobs.
+ * @param prefix that of `bullmq()`
+ */
+export async function mountDashboard (app: FastifyInstance, redisUrl: string, login: { name: string, password: string }, prefix = 'fbt'): Promise<void> {
+  const queue = new Queue('make-report', { connection: { url: redisUrl }, prefix })
   queue.on('error', error => { app.log.warn(error.message) })
   const board = new FastifyAdapter()
   board.setBasePath('/dashboard')
