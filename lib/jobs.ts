@@ -10,7 +10,7 @@ import { History } from './history.js'
 import type { RunOptions, TaskOptions } from './options.js'
 import { toJson } from './payload.js'
 import { check, NAME, TIMER_DELAY, type Rules } from './rules.js'
-import { TaskJob, type JobOrigin } from './task-job.js'
+import { TaskJob, type JobInput, type JobOrigin } from './task-job.js'
 
 /** Options of a task of a definition. */
 export interface JobOptions {
@@ -66,10 +66,9 @@ export class Jobs {
       delayMs: jobOptions?.delay ?? 0,
       enqueuedAt: Date.now(),
       headers: traceHeadersOf(request),
-      requestId: request?.id,
-      input: { text }
+      requestId: request?.id
     }
-    const task = this.#task(known, origin, request?.log ?? this.#app.log, options)
+    const task = this.#task(known, origin, { text }, request?.log ?? this.#app.log, options)
     if (enqueueChannel.hasSubscribers) enqueueChannel.publish({ task, headers: origin.headers })
     return task
   }
@@ -78,11 +77,9 @@ export class Jobs {
   deliver (delivery: Delivery, settle: (verdict: Verdict) => void): BackgroundTask | undefined {
     const known = this.#definitions.named(delivery.task)
     if (known === undefined) return undefined
-    const { id, enqueuedAt = Date.now(), headers, requestId, payload: found } = delivery
-    const origin: JobOrigin = {
-      id, keyed: false, delayMs: 0, enqueuedAt, headers: { ...headers }, requestId, input: { found }, delivery: { delivery, settle }
-    }
-    return this.#task(known, origin, this.#app.log, undefined)
+    const { id, attempt, enqueuedAt = Date.now(), headers, requestId, payload: found } = delivery
+    const origin: JobOrigin = { id, keyed: false, delayMs: 0, enqueuedAt, headers: { ...headers }, requestId, delivery: { attempt, settle } }
+    return this.#task(known, origin, { found }, this.#app.log, undefined)
   }
 
   /** @throws FST_BGT_UNSUPPORTED */
@@ -98,9 +95,9 @@ export class Jobs {
     return task !== undefined && job?.name === definition.name ? job.toRecord(task) : undefined
   }
 
-  #task (known: KnownTask, origin: JobOrigin, log: FastifyBaseLogger, options: TaskOptions | undefined): BackgroundTask {
+  #task (known: KnownTask, origin: JobOrigin, input: JobInput, log: FastifyBaseLogger, options: TaskOptions | undefined): BackgroundTask {
     const { name, timeout, when } = known.definition
-    const job = new TaskJob(known, origin, { app: this.#app, log, history: this.history })
+    const job = new TaskJob(known, origin, input, { app: this.#app, log, history: this.history })
     const own: RunOptions = { name, timeout: options?.timeout ?? timeout, when: options?.when ?? when, job }
     return BackgroundTask.ofJob(job, own)
   }

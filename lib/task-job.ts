@@ -2,7 +2,7 @@ import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 import type { BackgroundTask } from './background-task.js'
 import type { FailedTaskContext, TaskContext } from './define-task.js'
 import type { KnownTask } from './definitions.js'
-import type { Delivery, Job, JobError, JobRecord, JobState, Json, Verdict } from './engines/engine.js'
+import type { Job, JobError, JobRecord, JobState, Json, Verdict } from './engines/engine.js'
 import { FST_BGT_INVALID_PAYLOAD } from './errors.js'
 import type { History } from './history.js'
 import { attempt } from './limits.js'
@@ -10,7 +10,10 @@ import { resultToJson } from './payload.js'
 
 const NOTHING = { found: undefined }
 
-/** Where a job comes from: it was added here, or an engine has delivered it. */
+/** A payload as JSON, or as an engine found it. */
+export type JobInput = { readonly text: string } | { readonly found: unknown }
+
+/** Where a job comes from: it was added here, or an engine has delivered it. It is kept with the record, and holds no payload. */
 export interface JobOrigin {
   readonly id: string
   readonly keyed: boolean
@@ -18,9 +21,7 @@ export interface JobOrigin {
   readonly enqueuedAt: number
   readonly headers: Record<string, string>
   readonly requestId: string | undefined
-  /** The payload as JSON, or as an engine found it. */
-  readonly input: { readonly text: string } | { readonly found: unknown }
-  readonly delivery?: { readonly delivery: Delivery, readonly settle: (verdict: Verdict) => void }
+  readonly delivery?: { readonly attempt: number, readonly settle: (verdict: Verdict) => void }
 }
 
 /** What a handler is given of the app. */
@@ -43,16 +44,16 @@ export class TaskJob {
   startedAt: number | undefined
   finishedAt: number | undefined
   readonly #surroundings: JobSurroundings
-  #input: JobOrigin['input']
+  #input: JobInput
   /** Why the payload was refused: an error of this class may be the handler's own, too. */
   #refusal: unknown
 
-  constructor (known: KnownTask, origin: JobOrigin, surroundings: JobSurroundings) {
+  constructor (known: KnownTask, origin: JobOrigin, input: JobInput, surroundings: JobSurroundings) {
     this.known = known
     this.origin = origin
-    this.attempt = (origin.delivery?.delivery.attempt ?? 1) - 1
+    this.attempt = (origin.delivery?.attempt ?? 1) - 1
     this.dueAt = origin.delivery === undefined ? origin.enqueuedAt + origin.delayMs : 0
-    this.#input = origin.input
+    this.#input = input
     this.#surroundings = surroundings
   }
 
@@ -151,7 +152,7 @@ export class TaskJob {
       ...startedAt !== undefined && { startedAt: new Date(startedAt).toISOString() },
       ...finishedAt !== undefined && { finishedAt: new Date(finishedAt).toISOString() },
       ...error !== undefined && { error },
-      ...task.state === 'succeeded' && result !== undefined && { result }
+      ...result !== undefined && { result }
     }
   }
 
@@ -183,7 +184,7 @@ export class TaskJob {
 }
 
 /** Each attempt has a payload of its own. */
-function parse (input: JobOrigin['input']): unknown {
+function parse (input: JobInput): unknown {
   return 'text' in input ? JSON.parse(input.text) : input.found
 }
 

@@ -125,7 +125,9 @@ t.test('a failed attempt starts again by the policy, and holds up nothing else',
   await app.inject('/')
   await app.backgroundTasks.idle({ rejectOnFailure: true })
   t.strictSame(ran, ['attempt 1', 'function', 'attempt 2', 'attempt 3', 'cleanup'])
-  t.match(await app.backgroundTasks.get(flaky, id), { state: 'succeeded', attempt: 3, result: { attempt: 3 } })
+  const record = await app.backgroundTasks.get(flaky, id)
+  t.match(record, { state: 'succeeded', attempt: 3, result: { attempt: 3 } })
+  t.notOk('error' in (record ?? {}), 'what was mended is no error any more')
   t.match(app.backgroundTasks.stats, { pending: 0, running: 0, succeeded: 2, failed: 0 })
   const warned = logs.filter(({ level }) => level === 40)
   t.match(warned, [
@@ -170,6 +172,21 @@ t.test('retry.when false, or throwing, is the last word', async t => {
   t.equal(starts, 2)
   t.strictSame(tasks.map(({ state }) => state), ['failed', 'failed'])
   t.match(await app.backgroundTasks.get(picky, tasks[0]?.id ?? ''), { error: { name: 'Error', message: 'a string was thrown' } })
+})
+
+t.test('the record of an ended task holds no payload', { skip: globalThis.gc === undefined && 'needs --expose-gc' }, async t => {
+  const big = defineTask({ name: 'big', handler (_: string) {} })
+  const { app } = await start(t, { tasks: [big] })
+  await app.ready()
+  const used = (): number => {
+    globalThis.gc?.()
+    return process.memoryUsage().heapUsed
+  }
+  const before = used()
+  const tasks = Array.from({ length: 40 }, (_, i) => app.backgroundTasks.addTask(big, String(i).repeat(500_000)))
+  await app.backgroundTasks.idle()
+  t.ok(used() - before < 10_000_000)
+  t.match(await app.backgroundTasks.get(big, tasks[0]?.id ?? ''), { state: 'succeeded' })
 })
 
 t.test('a handler that itself refuses a payload has failed like any other: it is retried, and onFailed is called', async t => {
