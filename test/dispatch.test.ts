@@ -165,6 +165,14 @@ t.test('a task that is cancelled while it is being stored stays skipped', async 
   const isCalled = deferred()
   const gate = deferred()
   engine.onEnqueue = async () => { isCalled.resolve(); await gate.promise }
+  app.get('/', async request => {
+    const task = request.backgroundTasks.addTask(job, 'cancelled')
+    request.backgroundTasks.addTask(job, 'refused')
+    engine.onEnqueue = async () => {
+      task.cancel()
+      throw new Error('no')
+    }
+  })
   await app.ready()
   const tasks = [app.backgroundTasks.addTask(job, 'cancelled'), app.backgroundTasks.addTask(job, 'stored')]
   await isCalled.promise
@@ -172,6 +180,23 @@ t.test('a task that is cancelled while it is being stored stays skipped', async 
   gate.resolve()
   await app.backgroundTasks.idle()
   t.strictSame(tasks.map(task => task.state), ['skipped', 'enqueued'])
+
+  t.equal((await app.inject('/')).statusCode, 503)
+  await app.backgroundTasks.idle()
+  t.match(app.backgroundTasks.stats, { pending: 0, enqueued: 1, skipped: 2, failed: 1 }, 'also where the store fails')
+})
+
+t.test('what is added behind the store goes by the exchange so far', async t => {
+  const { app, engine } = await onStub(t)
+  app.get('/', async request => {
+    request.backgroundTasks.with({ when: 'always' }).addTask(job, 'before')
+    throw new Error('no')
+  })
+  app.addHook('onSend', async request => { request.backgroundTasks.addTask(job, 'behind') })
+  t.equal((await app.inject('/')).statusCode, 500)
+  await app.backgroundTasks.idle()
+  t.strictSame(engine.stored.flat().map(({ payload }) => payload), ['before'])
+  t.match(app.backgroundTasks.stats, { enqueued: 1, skipped: 1, pending: 0 })
 })
 
 t.test('a cleanup waits for the tasks that are being stored', async t => {
