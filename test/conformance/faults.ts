@@ -62,7 +62,7 @@ function load (address: () => string, clients: number): { stop: () => Promise<{ 
   }
 }
 
-export function faults (engine: 'bullmq' | 'pg-boss', open: (t: Test) => Promise<TestServer | undefined>): void {
+export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Test) => Promise<TestServer | undefined>): void {
   t.setTimeout(240_000)
   void t.test(`faults of ${engine}`, { timeout: 240_000 }, async t => {
     const server = await open(t)
