@@ -1,0 +1,5 @@
+import { rabbitmqServer } from '../support/servers.js'
+import { faults } from './faults.js'
+import { opened } from '../support/opened.js'
+
+faults('rabbitmq', async t => await opened(t, 'rabbitmq-server', () => rabbitmqServer()))
