@@ -62,7 +62,8 @@ function load (address: () => string, clients: number): { stop: () => Promise<{ 
   }
 }
 
-export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Test) => Promise<TestServer | undefined>): void {
+/** @param newQueueMs milliseconds after which a new queue outlives a kill of its server */
+export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Test) => Promise<TestServer | undefined>, newQueueMs = 0): void {
   t.setTimeout(240_000)
   void t.test(`faults of ${engine}`, { timeout: 240_000 }, async t => {
     const server = await open(t)
@@ -134,6 +135,7 @@ export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Tes
       const app = await service(t, place, true)
       const clients = load(() => app.address, 5)
       await until(() => clients.accepted.size > 100)
+      await sleep(newQueueMs)
       await server.kill()
       await until(() => clients.refused.size > 10)
       await server.start()
