@@ -10,6 +10,8 @@ import type { RabbitMqQueues } from './rabbitmq-queues.js'
 
 /** Milliseconds after which is tried again what the server did not take. */
 const RECOVERY_MS = 500
+/** Each consumer has a channel of its own, so one name will do. */
+const TAG = 'worker'
 /** Of the protocol. */
 const MAX_PREFETCH = 65_535
 
@@ -32,9 +34,12 @@ export class RabbitMqConsumer {
   readonly #options: RabbitMqConsumerOptions
   readonly #queue: string
   readonly #held = new Map<string, Held>()
+  /** The connection of now. */
   #model: ChannelModel | undefined
+  /** The one that is subscribed. */
   #channel: Channel | undefined
-  #tag: string | undefined
+  /** That one, and those before it for as long as jobs run that came in there. */
+  readonly #open = new Set<Channel>()
   #isPaused = false
   #received = 0
   #receivedBefore = 0
@@ -48,79 +53,69 @@ export class RabbitMqConsumer {
   /** For each new connection. */
   async setUp (model: ChannelModel): Promise<void> {
     this.#model = model
-    if (!this.#isPaused) await this.#open(model)
+    if (!this.#isPaused) await this.#subscribe(model)
   }
 
   /**
-   * RabbitMQ 3.10 does not tell the consumer of a quorum queue that was deleted and declared again at once. Whoever has
-   * room, and gets nothing of what is there, subscribes anew.
+   * Subscribes anew if there is room, and nothing has come for a while. RabbitMQ 3.10 does not tell the consumer of a quorum
+   * queue that was deleted and declared again at once: jobs are handed to it, and get lost on the way until its channel
+   * closes. The server's counts of messages and consumers look well then.
    */
   async look (): Promise<void> {
-    const [model, channel] = [this.#model, this.#channel]
-    if (model === undefined || channel === undefined || this.#isPaused) return
-    const { messageCount, consumerCount } = await this.#options.queues.declare(model, this.#queue)
-    const isStarved = messageCount > 0 && this.#held.size < this.#options.spec.concurrency && this.#received === this.#receivedBefore
-    this.#receivedBefore = this.#received
-    if ((consumerCount === 0 || isStarved) && channel === this.#channel) await this.#subscribe(channel)
+    const [model, channel, received] = [this.#model, this.#channel, this.#received]
+    const isQuiet = received === this.#receivedBefore && this.#held.size < this.#options.spec.concurrency
+    this.#receivedBefore = received
+    if (isQuiet && model !== undefined && channel !== undefined && !this.#isPaused) await this.#subscribe(model)
   }
 
   /** Takes no further jobs. Those on their way go back. */
   async pause (): Promise<void> {
     this.#isPaused = true
-    const [channel, tag] = [this.#channel, this.#tag]
-    this.#tag = undefined
-    if (channel !== undefined && tag !== undefined) await quietly(() => channel.cancel(tag))
+    const channel = this.#channel
+    if (channel !== undefined) await quietly(() => channel.cancel(TAG))
   }
 
   /** Resolves when nothing runs and the server knows every verdict. */
   async idle (): Promise<void> {
     while (this.#held.size > 0) await new Promise<void>(resolve => { this.#onIdle = resolve })
-    const channel = this.#channel
-    this.#channel = undefined
-    if (channel !== undefined) await quietly(() => channel.close())
+    await Promise.all(Array.from(this.#open, channel => quietly(() => channel.close())))
   }
 
-  async #open (model: ChannelModel): Promise<void> {
+  /** On a channel of its own each time, for that reason. */
+  async #subscribe (model: ChannelModel): Promise<void> {
     const { spec, queues } = this.#options
     await queues.declare(model, this.#queue)
     const channel = await model.createChannel()
     let reason: unknown
     channel.on('error', error => { reason = error })
     channel.once('close', () => {
+      this.#open.delete(channel)
       if (this.#channel !== channel) return
       this.#channel = undefined
-      // Without a reason it closes with its connection, and is opened with the next one.
-      if (reason !== undefined && !this.#isPaused) void this.#mend(reason, () => this.#open(model), () => this.#channel === undefined && this.#model === model)
+      // Without a reason it closes with its connection, and there is another one with the next.
+      if (reason !== undefined) void this.#mend(reason, model, () => this.#channel === undefined)
     })
     await channel.prefetch(Math.min(spec.concurrency, MAX_PREFETCH))
+    this.#open.add(channel)
+    const former = this.#channel
     this.#channel = channel
-    await this.#subscribe(channel)
+    await channel.consume(this.#queue, message => {
+      if (message !== null) this.#receive(channel, message)
+      // By the server: the queue was deleted, or has moved.
+      else void this.#mend(new Error(`RabbitMQ has cancelled the consumer of "${this.#queue}"`), model, () => this.#channel === channel)
+    }, { consumerTag: TAG })
+    if (former !== undefined) {
+      await quietly(() => former.cancel(TAG))
+      this.#letGo(former)
+    }
   }
 
-  async #subscribe (channel: Channel): Promise<void> {
-    const former = this.#tag
-    const { consumerTag } = await channel.consume(this.#queue, message => {
-      if (message === null) this.#cancelled(channel)
-      else this.#receive(channel, message)
-    })
-    this.#tag = consumerTag
-    if (former !== undefined) await quietly(() => channel.cancel(former))
-  }
-
-  /** By the server: the queue was deleted, or has moved. */
-  #cancelled (channel: Channel): void {
-    this.#tag = undefined
-    void this.#mend(new Error(`RabbitMQ has cancelled the consumer of "${this.#queue}"`), async () => {
-      if (this.#model !== undefined) await this.#options.queues.declare(this.#model, this.#queue)
-      await this.#subscribe(channel)
-    }, () => this.#channel === channel && this.#tag === undefined)
-  }
-
-  async #mend (reason: unknown, mend: () => Promise<void>, isBroken: () => boolean): Promise<void> {
+  async #mend (reason: unknown, model: ChannelModel, isBroken: () => boolean): Promise<void> {
+    if (this.#isPaused) return
     this.#options.onError(plain(reason))
-    while (isBroken() && !this.#isPaused) {
+    while (this.#model === model && !this.#isPaused && isBroken()) {
       try {
-        await mend()
+        await this.#subscribe(model)
       } catch (error) {
         if (isBroken()) this.#options.onError(plain(error))
         await sleep(RECOVERY_MS, undefined, { ref: false })
@@ -152,7 +147,7 @@ export class RabbitMqConsumer {
   /** What is published stands for the message, which is acknowledged behind it: a death in between leaves both, never none. */
   async #carryOut (held: Held, publish: () => Promise<void>): Promise<void> {
     // Of a connection that is lost the server takes no word, and delivers again what it had delivered there.
-    while (this.#channel !== undefined && held.received.some(({ channel }) => channel === this.#channel)) {
+    while (held.received.some(({ channel }) => this.#open.has(channel))) {
       try {
         await publish()
         break
@@ -189,9 +184,19 @@ export class RabbitMqConsumer {
   #end (held: Held): void {
     this.#held.delete(held.delivery.id)
     for (const { channel, message } of held.received) {
+      if (!this.#open.has(channel)) continue
       // It may be about to close.
-      if (channel === this.#channel) attempt(() => { channel.ack(message) })
+      attempt(() => { channel.ack(message) })
+      if (channel !== this.#channel) this.#letGo(channel)
     }
     if (this.#held.size === 0) this.#onIdle?.()
+  }
+
+  /** Closes a channel that is not subscribed any more, once nothing runs that came in there. */
+  #letGo (channel: Channel): void {
+    for (const { received } of this.#held.values()) {
+      if (received.some(message => message.channel === channel)) return
+    }
+    void quietly(() => channel.close())
   }
 }

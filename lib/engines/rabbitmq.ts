@@ -35,8 +35,8 @@ const RULES: Rules = { url: UNSHOWN, prefix: NAME, options: UNSHOWN }
 
 /** Seconds. A process whose event loop stands still for eight loses its connection, and the server starts its jobs elsewhere. */
 const HEARTBEAT = '4'
-/** Milliseconds between two looks whether consumers are still served. */
-const LOOK_MS = 5_000
+/** Milliseconds between two looks whether consumers are served. */
+const LOOK_MS = 10_000
 
 /** @throws FST_BGT_INVALID_OPTION */
 export function rabbitmq (options: RabbitMqOptions = {}): TaskEngine {
