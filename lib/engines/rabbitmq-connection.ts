@@ -154,8 +154,29 @@ export function plain (error: unknown): Error {
   return new Error(message || code || String(error))
 }
 
+/**
+ * To be called behind what was written: whatever else is written in this turn of the event loop leaves with it, in few system
+ * calls. One for each message would cost more than all else that it does here.
+ */
+export function corkOf (model: ChannelModel): () => void {
+  const socket = socketOf(model)
+  const uncork = (): void => { socket.uncork() }
+  // amqplib's own turn of writing has been ordered by then, and comes before.
+  const uncorkBehind = (): void => { setImmediate(uncork) }
+  return () => {
+    if (socket.writableCorked > 0) return
+    socket.cork()
+    process.nextTick(uncorkBehind)
+  }
+}
+
 /** amqplib's own `close` waits for the server, and hears of the end of a socket by an error alone. */
-function destroy ({ connection }: ChannelModel): void {
-  const { stream } = connection as unknown as { readonly stream: Socket }
-  if (!stream.destroyed) stream.destroy(new Error('the connection was cut'))
+function destroy (model: ChannelModel): void {
+  const socket = socketOf(model)
+  if (!socket.destroyed) socket.destroy(new Error('the connection was cut'))
+}
+
+/** It is in no type of amqplib. */
+function socketOf ({ connection }: ChannelModel): Socket {
+  return (connection as unknown as { readonly stream: Socket }).stream
 }

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Channel, ChannelModel, ConsumeMessage } from 'amqplib'
 import { attempt } from '../limits.js'
 import type { Delivery, TaskSpec, Verdict } from './engine.js'
-import { plain, quietly } from './rabbitmq-connection.js'
+import { corkOf, plain, quietly } from './rabbitmq-connection.js'
 import { copyOf, dueAtOf, failedCopyOf, toDelivery } from './rabbitmq-messages.js'
 import type { RabbitMqPublisher } from './rabbitmq-publisher.js'
 import type { RabbitMqQueues } from './rabbitmq-queues.js'
@@ -40,6 +40,7 @@ export class RabbitMqConsumer {
   #channel: Channel | undefined
   /** That one, and those before it for as long as jobs run that came in there. */
   readonly #open = new Set<Channel>()
+  #cork = (): void => {}
   #isPaused = false
   #received = 0
   #receivedBefore = 0
@@ -53,6 +54,7 @@ export class RabbitMqConsumer {
   /** For each new connection. */
   async setUp (model: ChannelModel): Promise<void> {
     this.#model = model
+    this.#cork = corkOf(model)
     if (!this.#isPaused) await this.#subscribe(model)
   }
 
@@ -186,7 +188,10 @@ export class RabbitMqConsumer {
     for (const { channel, message } of held.received) {
       if (!this.#open.has(channel)) continue
       // It may be about to close.
-      attempt(() => { channel.ack(message) })
+      attempt(() => {
+        channel.ack(message)
+        this.#cork()
+      })
       if (channel !== this.#channel) this.#letGo(channel)
     }
     if (this.#held.size === 0) this.#onIdle?.()

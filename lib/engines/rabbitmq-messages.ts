@@ -8,13 +8,13 @@ export const HEADER = {
   /** Starts before this message was published; none: 0. Those whose process died meanwhile are counted by the queue. */
   attempts: 'fbt-attempts',
   /** Milliseconds since the epoch before which it does not start. */
-  due: 'fbt-due',
-  enqueuedAt: 'fbt-enqueued-at',
-  requestId: 'fbt-request-id'
+  due: 'fbt-due'
 } as const
 
 /** What the server adds, or takes for an order to deliver a copy elsewhere. */
 const SERVERS = /^(?:x-death|x-(?:first|last)-death-.*|x-delivery-count|x-acquired-count|x-delivered|CC|BCC)$/
+/** Bytes of a short text of the protocol. */
+const MAX_SHORT = 255
 /** amqplib encodes 64 KiB of headers. Half of it, for numbers of bytes and characters differ. */
 const MAX_HEADERS = 32_768
 
@@ -23,25 +23,23 @@ export function toContent ({ payload }: Job): Buffer {
 }
 
 export function toProperties ({ id, task, headers, requestId, enqueuedAt }: Job, dueAt: number | undefined): Options.Publish {
-  const all: Record<string, string | number> = { ...headers, [HEADER.enqueuedAt]: enqueuedAt }
-  if (requestId !== undefined) all[HEADER.requestId] = requestId
-  if (dueAt !== undefined) all[HEADER.due] = dueAt
   return {
     mandatory: true,
     persistent: true,
     contentType: 'application/json',
     messageId: id,
+    // A client may have given it.
+    correlationId: requestId !== undefined && Buffer.byteLength(requestId) <= MAX_SHORT ? requestId : undefined,
     type: task,
     timestamp: Math.floor(enqueuedAt / 1000),
-    headers: all
-  }
+    headers: dueAt === undefined ? headers : { ...headers, [HEADER.due]: dueAt }
+  } as Options.Publish
 }
 
 /** A delivery, of whoever's hand: a body that is no JSON is delivered as text. */
 export function toDelivery (task: string, { content, properties, fields }: Message): Delivery {
   const headers = headersOf(properties)
-  const { messageId, timestamp } = properties as { messageId?: unknown, timestamp?: unknown }
-  const requestId = headers[HEADER.requestId]
+  const { messageId, correlationId, timestamp } = properties as Record<'messageId' | 'correlationId' | 'timestamp', unknown>
   return {
     // Found again after a crash it would have another one, which is all that can be done.
     id: typeof messageId === 'string' && messageId !== '' ? messageId : randomUUID(),
@@ -49,15 +47,16 @@ export function toDelivery (task: string, { content, properties, fields }: Messa
     payload: toPayload(content),
     // Before it was delivered once, the count is no word of the queue's.
     attempt: countOf(headers[HEADER.attempts]) + (fields.redelivered ? countOf(headers['x-delivery-count']) : 0) + 1,
-    enqueuedAt: timeOf(headers[HEADER.enqueuedAt]) ?? timeOf(typeof timestamp === 'number' ? timestamp * 1000 : undefined),
+    enqueuedAt: typeof timestamp === 'number' ? timestamp * 1000 : undefined,
     headers: textsOf(headers),
-    requestId: typeof requestId === 'string' ? requestId : undefined
+    requestId: typeof correlationId === 'string' && correlationId !== '' ? correlationId : undefined
   }
 }
 
 /** When it may start, if someone has said that. */
 export function dueAtOf ({ properties }: Message): number | undefined {
-  return timeOf(headersOf(properties)[HEADER.due])
+  const due = headersOf(properties)[HEADER.due]
+  return typeof due === 'number' && Number.isFinite(due) ? due : undefined
 }
 
 /** A copy of a message, to be published in its place. */
@@ -81,8 +80,7 @@ export function failedCopyOf ({ properties }: Message, { id, attempt, error, kee
 
 function propertiesOf (properties: Message['properties']): Options.Publish {
   const { contentType, contentEncoding, type, timestamp, correlationId, appId } = properties as Options.Publish
-  const copied = Object.entries({ contentType, contentEncoding, type, timestamp, correlationId, appId }).filter(([, value]) => value !== undefined)
-  return { ...Object.fromEntries(copied), mandatory: true, persistent: true }
+  return { contentType, contentEncoding, type, timestamp, correlationId, appId, mandatory: true, persistent: true } as Options.Publish
 }
 
 /** The headers that a copy has, too: neither the server's nor what was said of the start before. */
@@ -115,8 +113,4 @@ function toPayload (content: Buffer): unknown {
 
 function countOf (value: unknown): number {
   return typeof value === 'number' && Number.isSafeInteger(value) && value > 0 ? value : 0
-}
-
-function timeOf (value: unknown): number | undefined {
-  return typeof value === 'number' && Number.isFinite(value) ? value : undefined
 }

@@ -1,12 +1,13 @@
 /** The publishing side of the RabbitMQ engine: each message is confirmed by the server, or an error. */
 import type { ChannelModel, ConfirmChannel, Options } from 'amqplib'
-import { plain, type RabbitMqConnection } from './rabbitmq-connection.js'
+import { corkOf, plain, type RabbitMqConnection } from './rabbitmq-connection.js'
 import type { Address, RabbitMqQueues } from './rabbitmq-queues.js'
 
 export class RabbitMqPublisher {
   readonly #queues: RabbitMqQueues
   readonly #connection: () => RabbitMqConnection
   #channel: ConfirmChannel | undefined
+  #cork = (): void => {}
   #blockedBy: string | undefined
   /** Messages that had no queue. Their confirms, which follow, do not tell. */
   readonly #returned = new Set<string>()
@@ -21,6 +22,7 @@ export class RabbitMqPublisher {
     this.#blockedBy = undefined
     model.on('blocked', reason => { this.#blockedBy = reason })
     model.on('unblocked', () => { this.#blockedBy = undefined })
+    this.#cork = corkOf(model)
     await this.#queues.declareAll(model)
     await this.#openChannel(model)
   }
@@ -29,11 +31,14 @@ export class RabbitMqPublisher {
    * Resolves once the server has it on disk. A queue that was deleted is declared again.
    * @param options with `mandatory` and a `messageId`
    */
-  async publish (address: Address, content: Buffer, options: Options.Publish): Promise<void> {
-    if (await this.#send(address, content, options)) return
-    await this.#queues.repair(this.#connection().opened(), address)
-    if (await this.#send(address, content, options)) return
-    throw new Error(`RabbitMQ has no queue for ${JSON.stringify(address)}`)
+  publish (address: Address, content: Buffer, options: Options.Publish): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#send(address, content, options, (error, isStored) => {
+        if (error !== undefined) reject(error)
+        else if (isStored) resolve()
+        else this.#publishAgain(address, content, options).then(resolve, reject)
+      })
+    })
   }
 
   /** Publishes to the queue in so many milliseconds, as near as one wait comes to it. */
@@ -43,16 +48,26 @@ export class RabbitMqPublisher {
     await this.publish(address, content, options(ms < delayMs ? dueAt : undefined))
   }
 
-  /** @returns false when there is no queue for it */
-  #send ({ exchange, routingKey }: Address, content: Buffer, options: Options.Publish): Promise<boolean> {
-    return new Promise((resolve, reject) => {
-      // What is written now would be stored when the alarm is over, whatever was answered meanwhile.
-      if (this.#blockedBy !== undefined) throw new Error(`RabbitMQ has blocked publishers: ${this.#blockedBy}`)
-      this.#opened().publish(exchange, routingKey, content, options, (error: unknown) => {
-        if (error !== null) reject(plain(error))
-        else resolve(this.#returned.size === 0 || !this.#returned.delete(markOf(routingKey, options.messageId)))
+  async #publishAgain (address: Address, content: Buffer, options: Options.Publish): Promise<void> {
+    await this.#queues.repair(this.#connection().opened(), address)
+    await new Promise<void>((resolve, reject) => {
+      this.#send(address, content, options, (error, isStored) => {
+        if (isStored) resolve()
+        else reject(error ?? new Error(`RabbitMQ has no queue for ${JSON.stringify(address)}`))
       })
     })
+  }
+
+  /** @param done told whether there was a queue for it */
+  #send ({ exchange, routingKey }: Address, content: Buffer, options: Options.Publish, done: (error: Error | undefined, isStored: boolean) => void): void {
+    // What is written now would be stored when the alarm is over, whatever was answered meanwhile.
+    if (this.#blockedBy !== undefined) throw new Error(`RabbitMQ has blocked publishers: ${this.#blockedBy}`)
+    const channel = this.#opened()
+    channel.publish(exchange, routingKey, content, options, (error: unknown) => {
+      if (error !== null) done(plain(error), false)
+      else done(undefined, this.#returned.size === 0 || !this.#returned.delete(markOf(routingKey, options.messageId)))
+    })
+    this.#cork()
   }
 
   #opened (): ConfirmChannel {

@@ -152,7 +152,7 @@ t.test('what has failed for good can be read and put back; a job written by hand
   await until(() => ran.length === 3)
   t.match(ran, [{ id, attempt: 1 }, { id, attempt: 2 }, { name: 'doomed', id, attempt: 1 }])
 
-  channel.sendToQueue(queue, Buffer.from('{"name":"by hand"}'), { messageId: 'mine', headers: { 'x-tenant': 'a', 'fbt-request-id': 'r-1', nested: { a: 1 }, 'x-delivery-count': 7 } })
+  channel.sendToQueue(queue, Buffer.from('{"name":"by hand"}'), { messageId: 'mine', correlationId: 'r-1', headers: { 'x-tenant': 'a', nested: { a: 1 }, 'x-delivery-count': 7 } })
   await until(() => ran.length === 4)
   t.strictSame(ran[3], { name: 'by hand', id: 'mine', attempt: 1, headers: { 'x-tenant': 'a' }, requestId: 'r-1' })
   const odd = ['', 'no JSON', '7', 'null', '{"name":', '\u0000']
