@@ -5,15 +5,17 @@
  * `ran`, `fill <n>`, `drain` (starts running what is there) and `latency <n>` (milliseconds from stored to started).
  */
 import { randomUUID } from 'node:crypto'
+import { connect } from 'amqplib'
 import Fastify from 'fastify'
 import { Queue, Worker } from 'bullmq'
 import { PgBoss } from 'pg-boss'
 import backgroundTasks, { defineTask } from 'fastify-background-tasks'
 import { bullmq } from 'fastify-background-tasks/bullmq'
 import { pgBoss } from 'fastify-background-tasks/pg-boss'
+import { rabbitmq } from 'fastify-background-tasks/rabbitmq'
 
 const [engine, way, role, place] = process.argv.slice(2)
-const { REDIS_URL = 'redis://127.0.0.1:6379', POSTGRES_URL = 'postgres://postgres@127.0.0.1:5432/test' } = process.env
+const { REDIS_URL = 'redis://127.0.0.1:6379', POSTGRES_URL = 'postgres://postgres@127.0.0.1:5432/test', RABBITMQ_URL = 'amqp://guest:guest@127.0.0.1:5672' } = process.env
 const isWorker = role !== 'web'
 const CONCURRENCY = 50
 const PAYLOAD = { to: 'ada@example.com', subject: 'Your order', text: 'x'.repeat(150) }
@@ -38,7 +40,8 @@ const ways = {
     const task = defineTask({ name: 'bench', handler: work })
     const engines = {
       bullmq: () => bullmq({ connection: REDIS_URL, prefix: place }),
-      'pg-boss': () => pgBoss({ connectionString: POSTGRES_URL, schema: place })
+      'pg-boss': () => pgBoss({ connectionString: POSTGRES_URL, schema: place }),
+      rabbitmq: () => rabbitmq({ url: RABBITMQ_URL, prefix: place })
     }
     await app.register(backgroundTasks, { tasks: [task], engine: engines[engine](), worker: isWorker && { concurrency: CONCURRENCY }, enqueueTimeout: 10_000 })
     app.get('/', async request => {
@@ -63,6 +66,27 @@ const ways = {
         for (let i = 0; i < n; i += 500) await queue.addBulk(Array.from({ length: Math.min(500, n - i) }, () => ({ name: 'bench', data: PAYLOAD, opts: options() })))
       }
       drain = async () => new Worker('bench', async () => work(), { connection: { url: REDIS_URL }, prefix: place, concurrency: CONCURRENCY })
+    } else if (engine === 'rabbitmq') {
+      const queue = `${place}.bench`
+      const connection = await connect(RABBITMQ_URL)
+      const publisher = await connection.createConfirmChannel()
+      publisher.on('return', () => { throw new Error('no such queue') })
+      await publisher.assertQueue(queue, { durable: true, arguments: { 'x-queue-type': 'quorum' } })
+      const options = () => ({ persistent: true, mandatory: true, contentType: 'application/json', messageId: randomUUID() })
+      add = () => new Promise((resolve, reject) => {
+        publisher.sendToQueue(queue, Buffer.from(JSON.stringify(PAYLOAD)), options(), error => { if (error) reject(error); else resolve() })
+      })
+      fill = async n => {
+        for (let i = 0; i < n; i += 500) await Promise.all(Array.from({ length: Math.min(500, n - i) }, add))
+      }
+      drain = async () => {
+        const channel = await (await connect(RABBITMQ_URL)).createChannel()
+        await channel.prefetch(CONCURRENCY)
+        await channel.consume(queue, async message => {
+          await work(JSON.parse(message.content.toString()))
+          channel.ack(message)
+        })
+      }
     } else {
       const boss = new PgBoss({ connectionString: POSTGRES_URL, schema: place })
       boss.on('error', error => { console.error(error.message) })

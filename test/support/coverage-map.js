@@ -5,7 +5,7 @@ import { readdirSync } from 'node:fs'
  * that are killed (test/conformance), and those leave no coverage behind.
  */
 const files = readdirSync('lib', { recursive: true, encoding: 'utf8' })
-  .filter(name => name.endsWith('.ts') && !name.endsWith('.d.ts') && !/^engines\/(bullmq|pg-boss)/.test(name))
+  .filter(name => name.endsWith('.ts') && !name.endsWith('.d.ts') && !/^engines\/(bullmq|pg-boss|rabbitmq)/.test(name))
   .map(name => `lib/${name}`)
 
 export default () => files

@@ -43,5 +43,6 @@ say({ address: await app.listen({ port: 0, host: '127.0.0.1' }) })
 
 async function engine () {
   if (ENGINE === 'bullmq') return (await import('fastify-background-tasks/bullmq')).bullmq({ connection: url, prefix: place })
+  if (ENGINE === 'rabbitmq') return (await import('fastify-background-tasks/rabbitmq')).rabbitmq({ url, prefix: place })
   return (await import('fastify-background-tasks/pg-boss')).pgBoss({ connectionString: url, schema: place })
 }

@@ -1,11 +1,12 @@
 /** Servers of their own for tests that break them: on free ports, bound to loopback, ended by process id. */
-import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
+import { execFile, execFileSync, spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { chownSync, existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { promisify } from 'node:util'
 
 export interface TestServer {
   readonly url: string
@@ -56,6 +57,52 @@ function postgresBin (): string {
   const versions = '/usr/lib/postgresql'
   const found = existsSync(versions) ? readdirSync(versions).map(version => join(versions, version, 'bin')).find(dir => existsSync(join(dir, 'initdb'))) : undefined
   return found ?? execFileSync('pg_config', ['--bindir'], { encoding: 'utf8' }).trim()
+}
+
+/** A broker that can be commanded. */
+export interface TestBroker extends TestServer {
+  /** `rabbitmqctl`. */
+  control: (...args: string[]) => Promise<void>
+}
+
+/** Throws where there is no RabbitMQ. Nothing of it touches a broker that the machine may have, nor its epmd. */
+export async function rabbitmqServer (): Promise<TestBroker> {
+  const bin = ['/usr/lib/rabbitmq/bin', '/opt/rabbitmq/sbin', '/usr/local/sbin'].find(dir => existsSync(join(dir, 'rabbitmq-server')))
+  if (bin === undefined) throw new Error('no rabbitmq-server was found')
+  const [port, distPort, epmdPort] = [await freePort(), await freePort(), await freePort()]
+  const dir = mkdtempSync(join(tmpdir(), 'fbt-rabbitmq-'))
+  const env: NodeJS.ProcessEnv = {
+    PATH: process.env['PATH'],
+    HOME: dir,
+    ERL_EPMD_ADDRESS: '127.0.0.1',
+    ERL_EPMD_PORT: String(epmdPort),
+    RABBITMQ_NODENAME: `fbt-${port}@localhost`,
+    RABBITMQ_NODE_IP_ADDRESS: '127.0.0.1',
+    RABBITMQ_NODE_PORT: String(port),
+    RABBITMQ_DIST_PORT: String(distPort),
+    RABBITMQ_MNESIA_BASE: join(dir, 'mnesia'),
+    RABBITMQ_LOG_BASE: join(dir, 'log'),
+    RABBITMQ_CONF_ENV_FILE: join(dir, 'none'),
+    RABBITMQ_CONFIG_FILE: join(dir, 'none'),
+    RABBITMQ_ENABLED_PLUGINS_FILE: join(dir, 'plugins'),
+    RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS: '-noinput -kernel inet_dist_use_interface {127,0,0,1}',
+    // It is the process that was started then, and no script in front of it.
+    RABBITMQ_ALLOW_INPUT: '1'
+  }
+  const options = { env, cwd: dir, stdio: 'ignore' } as const
+  // Erlang would leave one running.
+  const epmd = spawn('epmd', ['-port', String(epmdPort), '-address', '127.0.0.1'], options)
+  const server = testServer(`amqp://guest:guest@127.0.0.1:${port}`, port, dir, () => spawn(join(bin, 'rabbitmq-server'), options), 'SIGTERM')
+  return {
+    ...server,
+    async control (...args) {
+      await promisify(execFile)(join(bin, 'rabbitmqctl'), args, { env, cwd: dir })
+    },
+    async remove () {
+      await server.remove()
+      epmd.kill()
+    }
+  }
 }
 
 function testServer (url: string, port: number, dir: string, run: () => ChildProcess, stopSignal: NodeJS.Signals): TestServer {

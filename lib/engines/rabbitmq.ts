@@ -1,0 +1,156 @@
+/** Background tasks on RabbitMQ, with amqplib. */
+import type { SocketOptions } from 'amqplib'
+import { FST_BGT_INVALID_OPTION } from '../errors.js'
+import { within } from '../limits.js'
+import { check, NAME, type Rules } from '../rules.js'
+import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
+import { RabbitMqConnection, type RabbitMqConnectionOptions } from './rabbitmq-connection.js'
+import { RabbitMqConsumer } from './rabbitmq-consumer.js'
+import { toContent, toProperties } from './rabbitmq-messages.js'
+import { RabbitMqPublisher } from './rabbitmq-publisher.js'
+import { RabbitMqQueues } from './rabbitmq-queues.js'
+
+/** Options of `rabbitmq()`. A wrong value throws `FST_BGT_INVALID_OPTION` there. */
+export interface RabbitMqOptions {
+  /**
+   * The server: an `amqp:` or `amqps:` URL. Its parameter `heartbeat` (4 seconds if it has none) says how long either side
+   * waits for a sign of life of the other: two to three times as long.
+   * @default 'amqp://guest:guest@127.0.0.1:5672'
+   */
+  readonly url?: string | undefined
+
+  /**
+   * What the names of all queues begin with: the queue of the task `send-email` is `fbt.send-email`.
+   * @default 'fbt'
+   */
+  readonly prefix?: string | undefined
+
+  /** What amqplib's `connect` takes beside: `ca`, `cert`, `key`, `credentials`, `clientProperties`, … */
+  readonly options?: SocketOptions | undefined
+}
+
+// `check` shows what it refuses, and a URL holds a password.
+const UNSHOWN = { accepts: 'an object', holds: () => true }
+const RULES: Rules = { url: UNSHOWN, prefix: NAME, options: UNSHOWN }
+
+/** Seconds. A process whose event loop stands still for eight loses its connection, and the server starts its jobs elsewhere. */
+const HEARTBEAT = '4'
+/** Milliseconds between two looks whether consumers are served. */
+const LOOK_MS = 10_000
+
+/** @throws FST_BGT_INVALID_OPTION */
+export function rabbitmq (options: RabbitMqOptions = {}): TaskEngine {
+  checkOptions(options)
+  return new RabbitMqEngine(options)
+}
+
+class RabbitMqEngine implements TaskEngine {
+  readonly name = 'rabbitmq'
+  readonly supports = { delay: true, key: false, tx: false, get: false } as const
+  readonly groups = false
+  readonly #options: RabbitMqOptions
+  readonly #report = (error: Error): void => { this.#events?.error(error) }
+  #events: EngineEvents | undefined
+  #tasks: readonly TaskSpec[] = []
+  #queues!: RabbitMqQueues
+  #publisher!: RabbitMqPublisher
+  /** Of its own, for a server that is short of memory or disk reads no more from who publishes: verdicts still get through. */
+  #consuming: RabbitMqConnection | undefined
+  #publishing: RabbitMqConnection | undefined
+  #consumers: RabbitMqConsumer[] = []
+  #looking: NodeJS.Timeout | undefined
+
+  constructor (options: RabbitMqOptions) {
+    this.#options = options
+  }
+
+  async start (tasks: readonly TaskSpec[], events: EngineEvents): Promise<void> {
+    const queues = new RabbitMqQueues(this.#options.prefix ?? 'fbt', tasks, events.log)
+    const publisher: RabbitMqPublisher = new RabbitMqPublisher(queues, () => connection)
+    const connection = this.#connection('publisher', model => publisher.setUp(model))
+    this.#publishing = connection
+    await connection.open()
+    this.#tasks = tasks
+    this.#queues = queues
+    this.#publisher = publisher
+    this.#events = events
+  }
+
+  async enqueue (jobs: readonly Job[]): Promise<Receipt[]> {
+    const [job] = jobs
+    if (job !== undefined && jobs.length === 1) await this.#publish(job)
+    else await Promise.all(jobs.map(job => this.#publish(job)))
+    return jobs.map(({ id }) => ({ id, duplicate: false }))
+  }
+
+  async consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void> {
+    const [queues, publisher] = [this.#queues, this.#publisher]
+    this.#consumers = this.#tasks.map(spec => new RabbitMqConsumer({ spec, queues, publisher, run, onError: this.#report }))
+    this.#consuming = this.#connection('consumer', async model => {
+      await Promise.all(this.#consumers.map(consumer => consumer.setUp(model)))
+    })
+    this.#consuming.keepOpen()
+    this.#looking = setInterval(() => { void this.#look() }, LOOK_MS).unref()
+  }
+
+  async pause (): Promise<void> {
+    clearInterval(this.#looking)
+    await Promise.all(this.#consumers.map(consumer => consumer.pause()))
+  }
+
+  async get (): Promise<JobRecord | undefined> {
+    return undefined
+  }
+
+  async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {
+    this.#events = undefined
+    const drained = this.pause().then(() => Promise.all(this.#consumers.map(consumer => consumer.idle())))
+    await within<unknown>(drainMs, drained, () => undefined)
+    await Promise.all([this.#consuming?.close(), this.#publishing?.close()])
+    this.#consumers = []
+  }
+
+  #publish (job: Job): Promise<void> {
+    const queue = this.#queues.queueOf(job.task)
+    const content = toContent(job)
+    if (job.delayMs > 0) return this.#publisher.publishLater(queue, job.delayMs, content, dueAt => toProperties(job, dueAt))
+    return this.#publisher.publish({ exchange: '', routingKey: queue }, content, toProperties(job, undefined))
+  }
+
+  #connection (role: string, setUp: RabbitMqConnectionOptions['setUp']): RabbitMqConnection {
+    const { url = 'amqp://guest:guest@127.0.0.1:5672', options, prefix = 'fbt' } = this.#options
+    return new RabbitMqConnection({ url: withHeartbeat(url), socket: options, name: `fastify-background-tasks ${prefix} ${role}`, setUp, onError: this.#report })
+  }
+
+  async #look (): Promise<void> {
+    try {
+      await Promise.all(this.#consumers.map(consumer => consumer.look()))
+    } catch {
+      // Of a connection that was lost: it has said so.
+    }
+  }
+}
+
+function withHeartbeat (url: string): string {
+  const parsed = new URL(url)
+  if (!parsed.searchParams.has('heartbeat')) parsed.searchParams.set('heartbeat', HEARTBEAT)
+  return parsed.href
+}
+
+function checkOptions (options: RabbitMqOptions): void {
+  requireObject('rabbitmq', options)
+  check('rabbitmq', options, RULES)
+  const { url, options: passed } = options
+  if (url !== undefined && !(typeof url === 'string' && URL.canParse(url) && /^amqps?:$/.test(new URL(url).protocol))) {
+    throw new FST_BGT_INVALID_OPTION('The option "url" of rabbitmq accepts an amqp: or amqps: URL; received something else, not shown here')
+  }
+  if (passed === undefined) return
+  requireObject('The option "options" of rabbitmq', passed)
+  if (Object.hasOwn(passed, 'recovery')) throw new FST_BGT_INVALID_OPTION('The option "options" of rabbitmq does not accept "recovery": the engine restores its connections')
+}
+
+/** It may be a URL at the wrong place: not shown. */
+function requireObject (what: string, value: unknown): void {
+  if (typeof value === 'object' && value !== null) return
+  throw new FST_BGT_INVALID_OPTION(`${what} accepts an object; received ${value === null ? 'null' : `a ${typeof value}, not shown here`}`)
+}
