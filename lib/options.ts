@@ -152,7 +152,7 @@ const PLUGIN_RULES: Rules = {
   slowTask: DURATION,
   closeTimeout: TIMER_DELAY,
   tasks: { accepts: 'an array of what defineTask returns', holds: value => Array.isArray(value) },
-  engine: { accepts: 'an engine, as bullmq() or pgBoss() make one', holds: isEngine },
+  engine: { accepts: 'an engine, as bullmq(), pgBoss() or rabbitmq() make one', holds: isEngine },
   worker: { accepts: 'a boolean or { concurrency }', holds: value => typeof value === 'boolean' || OBJECT.holds(value) },
   enqueueTimeout: DURATION,
   fallback: { accepts: '\'local\'', holds: value => value === 'local' },
