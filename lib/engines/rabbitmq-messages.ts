@@ -32,7 +32,8 @@ export function toProperties ({ id, task, headers, requestId, enqueuedAt }: Job,
     correlationId: requestId !== undefined && Buffer.byteLength(requestId) <= MAX_SHORT ? requestId : undefined,
     type: task,
     timestamp: Math.floor(enqueuedAt / 1000),
-    headers: dueAt === undefined ? headers : { ...headers, [HEADER.due]: dueAt }
+    // amqplib makes a prototype of what it is given, which V8 is slow at.
+    headers: dueAt !== undefined ? { ...headers, [HEADER.due]: dueAt } : Object.keys(headers).length === 0 ? undefined : headers
   } as Options.Publish
 }
 
