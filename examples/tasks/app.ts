@@ -18,11 +18,17 @@ const TaskRecord = Type.Object({
   result: Type.Optional(Type.Object({ file: Type.String(), pages: Type.Integer() }))
 })
 
+const NotSupported = Type.Object({ message: Type.String() }, { description: 'The placement of tasks cannot do that' })
+
 /** Where tasks go is the caller's to say: nothing here depends on it. */
 export type Placement = Pick<FastifyBackgroundTasksOptions, 'engine' | 'worker'>
 
-/** `POST /reports` answers 202 with the id of a task, and `GET /tasks/:id` tells what has become of it; docs at `/docs`. */
+/**
+ * `POST /reports` answers 202 with the id of a task, and `GET /tasks/:id` tells what has become of it; docs at `/docs`. What
+ * the placement cannot do is a 501.
+ */
 export async function buildApp (placement: Placement, logger: FastifyServerOptions['logger'] = false): Promise<FastifyInstance> {
+  const supports = placement.engine?.supports ?? { key: true, get: true }
   const app = Fastify({ logger }).withTypeProvider<TypeBoxTypeProvider>()
   await app.register(swagger, { openapi: { info: { title: 'Reports', version: '1.0.0' } } })
   await app.register(swaggerUi, { routePrefix: '/docs' })
@@ -33,20 +39,27 @@ export async function buildApp (placement: Placement, logger: FastifyServerOptio
       summary: 'Order a report',
       headers: Type.Object({ 'idempotency-key': Type.Optional(Type.String({ minLength: 1 })) }),
       body: Type.Object({ title: Type.String({ minLength: 1 }), pages: Type.Integer({ minimum: 1, maximum: 100, default: 5 }) }),
-      response: { 202: Type.Object({ id: Type.String({ format: 'uuid' }) }, { description: 'Stored. Its state is at Location' }) }
+      response: {
+        202: Type.Object({ id: Type.String({ format: 'uuid' }) }, { description: 'Stored. Its state is at Location' }),
+        501: NotSupported
+      }
     }
   }, async (request, reply) => {
-    const { id } = request.backgroundTasks.addTask(makeReport, request.body, { key: request.headers['idempotency-key'] })
-    return await reply.code(202).header('location', `/tasks/${id}`).send({ id })
+    const key = request.headers['idempotency-key']
+    if (key !== undefined && !supports.key) return await reply.code(501).send({ message: 'repeated orders cannot be told here' })
+    const { id } = request.backgroundTasks.addTask(makeReport, request.body, { key })
+    if (supports.get) reply.header('location', `/tasks/${id}`)
+    return await reply.code(202).send({ id })
   })
 
   app.get('/tasks/:id', {
     schema: {
       summary: 'What has become of it',
       params: Type.Object({ id: Type.String({ format: 'uuid' }) }),
-      response: { 200: TaskRecord, 404: Type.Object({ message: Type.String() }) }
+      response: { 200: TaskRecord, 404: Type.Object({ message: Type.String() }), 501: NotSupported }
     }
   }, async (request, reply) => {
+    if (!supports.get) return await reply.code(501).send({ message: 'what has become of a task is not kept here' })
     const record = await app.backgroundTasks.get(makeReport, request.params.id)
     return record ?? await reply.code(404).send({ message: 'no such task, or its record has gone' })
   })

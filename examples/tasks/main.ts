@@ -1,5 +1,5 @@
 /**
- * Starts the service: `ENGINE=none|bullmq|pg-boss|pglite`, PORT (3000), HOST (127.0.0.1), and what `engines.ts` reads. With
+ * Starts the service: `ENGINE=none|bullmq|pg-boss|rabbitmq|pglite`, PORT (3000), HOST (127.0.0.1), and what `engines.ts` reads. With
  * `DASHBOARD=name:password` and BullMQ there is a dashboard at /dashboard.
  */
 import closeWithGrace from 'close-with-grace'
