@@ -68,11 +68,6 @@ export class RabbitMqConnection {
     return this.#model
   }
 
-  /** A server that is silent: whatever waits for it fails now, and the connection is opened anew. */
-  cut (): void {
-    if (this.#model !== undefined) destroy(this.#model)
-  }
-
   /** Never rejects. */
   async close (): Promise<void> {
     this.#closing.abort()
