@@ -4,6 +4,8 @@ import { FST_BGT_INVALID_OPTION, show } from './errors.js'
 export interface Rule {
   readonly accepts: string
   readonly holds: (value: unknown) => boolean
+  /** It can hold a password: what is refused is not shown. */
+  readonly isSecret?: true
 }
 
 export type Rules = Readonly<Record<string, Rule>>
@@ -17,6 +19,7 @@ export const BOOLEAN: Rule = { accepts: 'a boolean', holds: value => typeof valu
 export const FUNCTION: Rule = { accepts: 'a function', holds: isFunction }
 export const NAME: Rule = { accepts: 'a string that is not empty', holds: value => typeof value === 'string' && value !== '' }
 export const OBJECT: Rule = { accepts: 'an object', holds: value => typeof value === 'object' && value !== null }
+export const SECRET_OBJECT: Rule = { ...OBJECT, isSecret: true }
 export const COUNT: Rule = { accepts: 'an integer of at least 1', holds: value => Number.isInteger(value) && (value as number) >= 1 }
 export const LIMIT: Rule = { accepts: 'an integer of at least 1, or Infinity', holds: value => value === Infinity || COUNT.holds(value) }
 export const DURATION: Rule = {
@@ -40,7 +43,9 @@ export const CONDITION: Rule = {
  */
 export function check (where: string, options: unknown, rules: Rules, ignored?: ReadonlySet<string>): void {
   if (typeof options !== 'object' || options === null) {
-    throw new FST_BGT_INVALID_OPTION(`${where} accepts an object of options; received ${show(options)}`)
+    // It may be a secret at the wrong place.
+    const isSecret = Object.values(rules).some(rule => rule.isSecret)
+    throw new FST_BGT_INVALID_OPTION(`${where} accepts an object of options; received ${refused(options, isSecret)}`)
   }
   for (const [name, value] of Object.entries(options)) {
     const rule = Object.hasOwn(rules, name) ? rules[name] : undefined
@@ -49,7 +54,11 @@ export function check (where: string, options: unknown, rules: Rules, ignored?: 
       throw new FST_BGT_INVALID_OPTION(`${where} has no option "${name}"; it accepts ${Object.keys(rules).join(', ')}`)
     }
     if (value !== undefined && !rule.holds(value)) {
-      throw new FST_BGT_INVALID_OPTION(`The option "${name}" of ${where} accepts ${rule.accepts}; received ${show(value)}`)
+      throw new FST_BGT_INVALID_OPTION(`The option "${name}" of ${where} accepts ${rule.accepts}; received ${refused(value, rule.isSecret)}`)
     }
   }
+}
+
+function refused (value: unknown, isSecret: boolean | undefined): string {
+  return isSecret === true && value !== null ? `a ${typeof value}, not shown here` : show(value)
 }

@@ -4,6 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { bullmq } from 'fastify-background-tasks/bullmq'
+import { rabbitmq } from 'fastify-background-tasks/rabbitmq'
 import { Redis } from 'ioredis'
 import t from 'tap'
 import { buildApp } from '../examples/tasks/app.js'
@@ -53,6 +54,18 @@ t.test('the dashboard stands beside the service, behind a login, and shows what 
   t.equal((await queues('wrong')).statusCode, 401)
   const shown = await queues('secret')
   t.match([shown.statusCode, shown.json()], [200, { queues: [{ name: 'make-report', counts: { waiting: 1 } }] }])
+})
+
+t.test('what the placement cannot do is a 501, and the documentation says so', async t => {
+  // Nobody is there: none of it gets that far.
+  const app = await buildApp({ engine: rabbitmq({ url: 'amqp://127.0.0.1:1' }), worker: false })
+  t.teardown(() => app.close())
+  const told = await app.inject('/tasks/00000000-0000-4000-8000-000000000000')
+  t.match([told.statusCode, told.json()], [501, { message: 'what has become of a task is not kept here' }])
+  const repeated = await app.inject({ method: 'POST', url: '/reports', headers: { 'idempotency-key': 'k' }, payload: { title: 'spring' } })
+  t.match([repeated.statusCode, repeated.json()], [501, { message: 'repeated orders cannot be told here' }])
+  const { paths } = (await app.inject('/docs/json')).json<{ paths: Record<string, Record<string, { responses: object }>> }>()
+  t.ok('501' in (paths['/tasks/{id}']?.['get']?.responses ?? {}))
 })
 
 t.test('durable without a server: what was stored survives kill -9', async t => {

@@ -3,7 +3,7 @@ import { Job as BullJob, Queue, type JobsOptions, type QueueOptions, type Worker
 import { Redis, type ChainableCommander, type RedisOptions } from 'ioredis'
 import { FST_BGT_INVALID_OPTION } from '../errors.js'
 import { within } from '../limits.js'
-import { check, NAME, type Rules } from '../rules.js'
+import { check, NAME, SECRET_OBJECT, type Rules } from '../rules.js'
 import { isExpired, readRecord, toJobOptions, toStored, type TaskQueue } from './bullmq-records.js'
 import { TaskWorker } from './bullmq-worker.js'
 import { cork } from './cork.js'
@@ -40,11 +40,12 @@ export interface BullMqOptions {
   } | undefined
 }
 
-const CONNECTION = 'a redis: or rediss: URL, or an object of options of ioredis, without keyPrefix'
-// `check` shows what it refuses, and a URL holds a password.
-const UNSHOWN = { accepts: 'an object', holds: () => true }
-const RULES: Rules = { connection: UNSHOWN, prefix: NAME, options: UNSHOWN }
-const OPTIONS_RULES: Rules = { queue: UNSHOWN, worker: UNSHOWN }
+const RULES: Rules = {
+  connection: { accepts: 'a redis: or rediss: URL, or an object of options of ioredis, without keyPrefix', holds: isConnection, isSecret: true },
+  prefix: NAME,
+  options: SECRET_OBJECT
+}
+const OPTIONS_RULES: Rules = { queue: SECRET_OBJECT, worker: SECRET_OBJECT }
 
 /** Milliseconds within which the server has to answer when the app starts. */
 const START_MS = 1500
@@ -252,30 +253,17 @@ async function answered<T> (milliseconds: number, promise: Promise<T>): Promise<
 }
 
 function checkOptions (options: BullMqOptions): void {
-  requireObject('bullmq', options)
   check('bullmq', options, RULES)
-  if (!isConnection(options.connection)) {
-    throw new FST_BGT_INVALID_OPTION(`The option "connection" of bullmq accepts ${CONNECTION}; received something else, not shown here`)
-  }
   if (options.options === undefined) return
-  requireObject('The option "options" of bullmq', options.options)
   check('"options" of bullmq', options.options, OPTIONS_RULES)
   for (const kind of ['queue', 'worker'] as const) {
     const passed = options.options[kind] ?? {}
-    requireObject(`The option "options.${kind}" of bullmq`, passed)
     const reserved = RESERVED[kind].find(name => Object.hasOwn(passed, name))
     if (reserved !== undefined) throw new FST_BGT_INVALID_OPTION(`The option "options.${kind}" of bullmq does not accept "${reserved}": the engine sets it`)
   }
 }
 
-/** It may be a URL at the wrong place: not shown. */
-function requireObject (what: string, value: unknown): void {
-  if (typeof value === 'object' && value !== null) return
-  throw new FST_BGT_INVALID_OPTION(`${what} accepts an object; received ${value === null ? 'null' : `a ${typeof value}, not shown here`}`)
-}
-
 function isConnection (connection: unknown): boolean {
-  if (connection === undefined) return true
   if (typeof connection === 'string') return URL.canParse(connection) && /^rediss?:$/.test(new URL(connection).protocol)
   return typeof connection === 'object' && connection !== null && !Array.isArray(connection) &&
     !(connection instanceof Redis) && !('keyPrefix' in connection)

@@ -1,6 +1,7 @@
 import { AssertionError } from 'node:assert'
 import { type ConstructorOptions, PgBoss } from 'pg-boss'
-import { FST_BGT_INVALID_OPTION, show } from '../errors.js'
+import { FST_BGT_INVALID_OPTION } from '../errors.js'
+import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../rules.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
 import { isStorable, toInsert, toRecord } from './pg-boss-jobs.js'
 import { PgBossServer, refusesValue } from './pg-boss-server.js'
@@ -37,6 +38,17 @@ export interface PgBossOptions {
   readonly options?: Partial<ConstructorOptions>
 }
 
+const RULES: Rules = {
+  connectionString: { ...NAME, accepts: 'a string such as postgres://user:password@host/database', isSecret: true },
+  db: {
+    accepts: 'an object with a method executeSql(text, values)',
+    holds: value => OBJECT.holds(value) && typeof (value as { executeSql?: unknown }).executeSql === 'function',
+    isSecret: true
+  },
+  schema: NAME,
+  options: SECRET_OBJECT
+}
+
 /** Milliseconds for storing jobs, and for reading one. */
 const REQUEST_MS = 4_000
 
@@ -49,7 +61,7 @@ const REQUEST_MS = 4_000
  * @throws FST_BGT_INVALID_OPTION
  */
 export function pgBoss (options: PgBossOptions): TaskEngine<PgBossTx> {
-  check(options)
+  checkOptions(options)
   const config = configOf(options)
   try {
     // It connects only when it is started.
@@ -155,34 +167,13 @@ function configOf ({ connectionString, db, schema, options }: PgBossOptions): Co
   }
 }
 
-// What was passed is shown for `schema` alone: the others can hold a password.
-function check (options: PgBossOptions): void {
-  if (!isObject(options)) throw new FST_BGT_INVALID_OPTION(`pgBoss accepts an object of options; received ${typeof options}`)
-  const { connectionString, db, schema, options: others, ...unknown } = options
-  const [name] = Object.keys(unknown)
-  if (name !== undefined) {
-    throw new FST_BGT_INVALID_OPTION(`pgBoss has no option "${name}"; it accepts connectionString, db, schema, options`)
-  }
-  const refuse = (option: string, accepts: string, value: unknown): never => {
-    const received = option === 'schema' ? show(value) : value === '' ? 'an empty one' : typeof value
-    throw new FST_BGT_INVALID_OPTION(`The option "${option}" of pgBoss accepts ${accepts}; received ${received}`)
-  }
-  if (connectionString !== undefined && (typeof connectionString !== 'string' || connectionString === '')) {
-    refuse('connectionString', 'a string such as postgres://user:password@host/database', connectionString)
-  }
-  if (db !== undefined && !(isObject(db) && typeof db.executeSql === 'function')) {
-    refuse('db', 'an object with a method executeSql(text, values)', db)
-  }
-  if (schema !== undefined && (typeof schema !== 'string' || schema === '')) refuse('schema', 'the name of a schema', schema)
-  if (others !== undefined && !isObject(others)) refuse('options', 'an object of options of pg-boss', others)
+function checkOptions (options: PgBossOptions): void {
+  check('pgBoss', options, RULES)
+  const { connectionString, db, options: others } = options
   if (connectionString !== undefined && db !== undefined) {
     throw new FST_BGT_INVALID_OPTION('pgBoss accepts either connectionString or db; received both')
   }
   if (connectionString === undefined && db === undefined && others === undefined) {
     throw new FST_BGT_INVALID_OPTION('pgBoss needs one of connectionString, db and options; received none')
   }
-}
-
-function isObject (value: unknown): boolean {
-  return typeof value === 'object' && value !== null
 }

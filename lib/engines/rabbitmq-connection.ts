@@ -1,7 +1,6 @@
 /** One connection to RabbitMQ: opened, set up, and restored for as long as it is wanted. */
 import type { Socket } from 'node:net'
-import { setTimeout as sleep } from 'node:timers/promises'
-import { connect, type Channel, type ChannelModel, type SocketOptions } from 'amqplib'
+import { connect, type Channel, type ChannelModel, type RecoveringChannelModel, type SocketOptions } from 'amqplib'
 import { within } from '../limits.js'
 
 /** Milliseconds without a byte after which an attempt to connect has failed. */
@@ -24,42 +23,36 @@ export interface RabbitMqConnectionOptions {
   readonly onError: (error: Error) => void
 }
 
+/**
+ * amqplib restores the connection. Channels are not its wrapper's but the real connection's: what was under way on one that
+ * is lost fails, and is never sent again.
+ */
 export class RabbitMqConnection {
   readonly #options: RabbitMqConnectionOptions
+  #recovering: RecoveringChannelModel | undefined
+  /** The one that is set up. */
   #model: ChannelModel | undefined
+  /** That one, or the one that is being set up. */
+  #latest: ChannelModel | undefined
   #lastError = 'it has not been reached yet'
-  readonly #closing = new AbortController()
+  #isClosing = false
 
   constructor (options: RabbitMqConnectionOptions) {
     this.#options = options
   }
 
-  /** The connection, where there is one. */
-  get model (): ChannelModel | undefined {
-    return this.#model
-  }
-
-  /** Aborts when it closes. */
-  get closing (): AbortSignal {
-    return this.#closing.signal
-  }
-
-  /** Opens it, and restores it from then on. Rejects when the first attempt fails; it is closed then. */
+  /** Opens it, and restores it from then on. Rejects when the first attempt fails. */
   async open (): Promise<void> {
     try {
-      await this.#connect()
+      await (await this.#start(0)).waitForConnect()
     } catch (error) {
-      await this.close()
       throw plain(error)
     }
   }
 
   /** Opens it, at the first attempt or later. */
-  keepOpen (): void {
-    this.#connect().catch(async error => {
-      this.#failed(error)
-      await this.#restore()
-    })
+  async keepOpening (): Promise<void> {
+    await this.#start(Infinity)
   }
 
   /** @throws an error that says why there is none */
@@ -70,56 +63,62 @@ export class RabbitMqConnection {
 
   /** Never rejects. */
   async close (): Promise<void> {
-    this.#closing.abort()
-    const model = this.#model
+    this.#isClosing = true
     this.#model = undefined
-    if (model === undefined) return
-    await within(GOODBYE_MS, quietly(() => model.close()), () => undefined)
-    destroy(model)
+    await within(GOODBYE_MS, quietly(async () => { await this.#recovering?.close() }), () => undefined)
+    if (this.#latest !== undefined) destroy(this.#latest)
   }
 
-  async #connect (): Promise<void> {
-    const { url, socket, name, setUp } = this.#options
-    const clientProperties = { connection_name: name, ...socket?.clientProperties }
-    const model = await connect(url, { noDelay: true, timeout: CONNECT_MS, ...socket, clientProperties })
-    let isLost = false
-    // What it says is what it closes with.
-    model.on('error', () => {})
-    model.once('close', error => {
-      isLost = true
-      if (this.#model !== model) return
-      this.#model = undefined
-      this.#failed(error ?? new Error('the server has closed the connection'))
-      void this.#restore()
+  /** @returns at once */
+  async #start (initialMaxRetries: number): Promise<RecoveringChannelModel> {
+    const { url, socket, name } = this.#options
+    const recovering = await connect(url, {
+      noDelay: true,
+      timeout: CONNECT_MS,
+      ...socket,
+      clientProperties: { connection_name: name, ...socket?.clientProperties },
+      recovery: {
+        setup: (model: ChannelModel) => this.#setUp(model),
+        waitForConnect: false,
+        initialMaxRetries,
+        calculateDelay: attempt => Math.min(50 * attempt, RECONNECT_MS)
+      }
     })
+    this.#recovering = recovering
+    recovering.on('connect', model => { this.#model = model })
+    recovering.on('disconnect', error => { this.#failed(error) })
+    recovering.on('connect-failed', error => { this.#failed(error) })
+    // What it says is what it closes with.
+    recovering.on('error', () => {})
+    return recovering
+  }
+
+  /** amqplib does not look after a connection before it is set up. */
+  async #setUp (model: ChannelModel): Promise<void> {
+    this.#latest = model
+    let isLost = false
+    const lost = new Promise<void>(resolve => {
+      model.once('close', () => {
+        isLost = true
+        resolve()
+      })
+    })
+    model.on('error', () => {})
     try {
-      await within(SET_UP_MS, setUp(model), () => { throw new Error(`the server did not answer within ${SET_UP_MS} ms`) })
-      if (isLost || this.closing.aborted) throw new Error('the connection was lost at once')
+      await within(SET_UP_MS, this.#options.setUp(model), () => { throw new Error(`the server did not answer within ${SET_UP_MS} ms`) })
+      if (isLost || this.#isClosing) throw new Error('the connection was lost at once')
     } catch (error) {
       destroy(model)
+      // amqplib waits for ever for the goodbye of one that has no socket and does not know it.
+      await lost
       throw error
-    }
-    this.#model = model
-  }
-
-  /** Without end. */
-  async #restore (): Promise<void> {
-    for (let attempt = 1; !this.closing.aborted; attempt++) {
-      await sleep(Math.min(50 * attempt, RECONNECT_MS), undefined, { signal: this.closing }).catch(() => {})
-      if (this.closing.aborted) return
-      try {
-        await this.#connect()
-        return
-      } catch (error) {
-        this.#failed(error)
-      }
     }
   }
 
   #failed (error: unknown): void {
-    const { message } = plain(error)
-    this.#lastError = message
-    if (!this.closing.aborted) this.#options.onError(new Error(`There is no connection to RabbitMQ: ${message}`))
+    this.#model = undefined
+    this.#lastError = plain(error).message
+    if (!this.#isClosing) this.#options.onError(new Error(`There is no connection to RabbitMQ: ${this.#lastError}`))
   }
 }
 
@@ -149,29 +148,13 @@ export function plain (error: unknown): Error {
   return new Error(message || code || String(error))
 }
 
-/**
- * To be called behind what was written: whatever else is written in this turn of the event loop leaves with it, in few system
- * calls. One for each message would cost more than all else that it does here.
- */
-export function corkOf (model: ChannelModel): () => void {
-  const socket = socketOf(model)
-  const uncork = (): void => { socket.uncork() }
-  // amqplib's own turn of writing has been ordered by then, and comes before.
-  const uncorkBehind = (): void => { setImmediate(uncork) }
-  return () => {
-    if (socket.writableCorked > 0) return
-    socket.cork()
-    process.nextTick(uncorkBehind)
-  }
-}
-
-/** amqplib's own `close` waits for the server, and hears of the end of a socket by an error alone. */
-function destroy (model: ChannelModel): void {
+/** It closes, and is restored. amqplib's own `close` waits for the server, and hears of the end of a socket by an error alone. */
+export function destroy (model: ChannelModel): void {
   const socket = socketOf(model)
   if (!socket.destroyed) socket.destroy(new Error('the connection was cut'))
 }
 
 /** It is in no type of amqplib. */
-function socketOf ({ connection }: ChannelModel): Socket {
+export function socketOf ({ connection }: ChannelModel | Channel): Socket {
   return (connection as unknown as { readonly stream: Socket }).stream
 }

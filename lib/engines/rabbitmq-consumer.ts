@@ -2,8 +2,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Channel, ChannelModel, ConsumeMessage } from 'amqplib'
 import { attempt } from '../limits.js'
+import { cork } from './cork.js'
 import type { Delivery, TaskSpec, Verdict } from './engine.js'
-import { corkOf, plain, quietly } from './rabbitmq-connection.js'
+import { plain, quietly, socketOf } from './rabbitmq-connection.js'
 import { copyOf, dueAtOf, failedCopyOf, toDelivery } from './rabbitmq-messages.js'
 import type { RabbitMqPublisher } from './rabbitmq-publisher.js'
 import type { RabbitMqQueues } from './rabbitmq-queues.js'
@@ -36,12 +37,12 @@ export class RabbitMqConsumer {
   readonly #held = new Map<string, Held>()
   /** The connection of now. */
   #model: ChannelModel | undefined
-  /** The one that is subscribed. */
+  /** The one that is subscribed, or about to be. */
   #channel: Channel | undefined
   /** That one, and those before it for as long as jobs run that came in there. */
   readonly #open = new Set<Channel>()
-  #cork = (): void => {}
   #isPaused = false
+  #isMending = false
   #received = 0
   #receivedBefore = 0
   #onIdle: (() => void) | undefined
@@ -54,7 +55,6 @@ export class RabbitMqConsumer {
   /** For each new connection. */
   async setUp (model: ChannelModel): Promise<void> {
     this.#model = model
-    this.#cork = corkOf(model)
     if (!this.#isPaused) await this.#subscribe(model)
   }
 
@@ -95,16 +95,15 @@ export class RabbitMqConsumer {
       if (this.#channel !== channel) return
       this.#channel = undefined
       // Without a reason it closes with its connection, and there is another one with the next.
-      if (reason !== undefined) void this.#mend(reason, model, () => this.#channel === undefined)
+      if (reason !== undefined) void this.#mend(reason)
     })
     await channel.prefetch(Math.min(spec.concurrency, MAX_PREFETCH))
     this.#open.add(channel)
     const former = this.#channel
     this.#channel = channel
     await channel.consume(this.#queue, message => {
-      if (message !== null) this.#receive(channel, message)
-      // By the server: the queue was deleted, or has moved.
-      else void this.#mend(new Error(`RabbitMQ has cancelled the consumer of "${this.#queue}"`), model, () => this.#channel === channel)
+      if (message === null) this.#cancelled(channel)
+      else this.#receive(channel, message)
     }, { consumerTag: TAG })
     if (former !== undefined) {
       await quietly(() => former.cancel(TAG))
@@ -112,17 +111,28 @@ export class RabbitMqConsumer {
     }
   }
 
-  async #mend (reason: unknown, model: ChannelModel, isBroken: () => boolean): Promise<void> {
+  /** By the server: the queue was deleted, or has moved. */
+  #cancelled (channel: Channel): void {
+    if (this.#channel !== channel) return
+    this.#channel = undefined
+    this.#letGo(channel)
+    void this.#mend(new Error(`RabbitMQ has cancelled the consumer of "${this.#queue}"`))
+  }
+
+  async #mend (reason: unknown): Promise<void> {
     if (this.#isPaused) return
     this.#options.onError(plain(reason))
-    while (this.#model === model && !this.#isPaused && isBroken()) {
+    if (this.#isMending) return
+    this.#isMending = true
+    while (this.#channel === undefined && this.#model !== undefined && !this.#isPaused) {
       try {
-        await this.#subscribe(model)
+        await this.#subscribe(this.#model)
       } catch (error) {
-        if (isBroken()) this.#options.onError(plain(error))
+        this.#options.onError(plain(error))
         await sleep(RECOVERY_MS, undefined, { ref: false })
       }
     }
+    this.#isMending = false
   }
 
   #receive (channel: Channel, message: ConsumeMessage): void {
@@ -190,7 +200,7 @@ export class RabbitMqConsumer {
       // It may be about to close.
       attempt(() => {
         channel.ack(message)
-        this.#cork()
+        cork(socketOf(channel))
       })
       if (channel !== this.#channel) this.#letGo(channel)
     }

@@ -4,7 +4,7 @@ import type { Message, Options } from 'amqplib'
 import type { Delivery, Job, JobError } from './engine.js'
 
 /** The headers that are this engine's. All others are the job's own, trace context among them. */
-export const HEADER = {
+const HEADER = {
   /** Starts before this message was published; none: 0. Those whose process died meanwhile are counted by the queue. */
   attempts: 'fbt-attempts',
   /** Milliseconds since the epoch before which it does not start. */

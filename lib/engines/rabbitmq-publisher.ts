@@ -1,13 +1,13 @@
 /** The publishing side of the RabbitMQ engine: each message is confirmed by the server, or an error. */
 import type { ChannelModel, ConfirmChannel, Options } from 'amqplib'
-import { corkOf, plain, type RabbitMqConnection } from './rabbitmq-connection.js'
+import { cork } from './cork.js'
+import { destroy, plain, socketOf, type RabbitMqConnection } from './rabbitmq-connection.js'
 import type { Address, RabbitMqQueues } from './rabbitmq-queues.js'
 
 export class RabbitMqPublisher {
   readonly #queues: RabbitMqQueues
   readonly #connection: () => RabbitMqConnection
   #channel: ConfirmChannel | undefined
-  #cork = (): void => {}
   #blockedBy: string | undefined
   /** Messages that had no queue. Their confirms, which follow, do not tell. */
   readonly #returned = new Set<string>()
@@ -22,7 +22,6 @@ export class RabbitMqPublisher {
     this.#blockedBy = undefined
     model.on('blocked', reason => { this.#blockedBy = reason })
     model.on('unblocked', () => { this.#blockedBy = undefined })
-    this.#cork = corkOf(model)
     await this.#queues.declareAll(model)
     await this.#openChannel(model)
   }
@@ -67,7 +66,7 @@ export class RabbitMqPublisher {
       if (error !== null) done(plain(error), false)
       else done(undefined, this.#returned.size === 0 || !this.#returned.delete(markOf(routingKey, options.messageId)))
     })
-    this.#cork()
+    cork(socketOf(channel))
   }
 
   #opened (): ConfirmChannel {
@@ -87,8 +86,8 @@ export class RabbitMqPublisher {
       this.#returned.clear()
       // An exchange that someone has deleted closes it.
       this.#queues.forgetWaits()
-      // With its connection it is opened anew.
-      this.#openChannel(model).catch(() => {})
+      // With its connection it is opened anew, if not before.
+      this.#openChannel(model).catch(() => { destroy(model) })
     })
     this.#channel = channel
   }

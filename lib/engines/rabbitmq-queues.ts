@@ -1,5 +1,5 @@
 /** The queues of the engine: one per definition, one beside it for what has failed, and those where jobs wait. */
-import type { Channel, ChannelModel, Options, Replies } from 'amqplib'
+import type { Channel, ChannelModel, Options } from 'amqplib'
 import type { FastifyBaseLogger } from 'fastify'
 import type { TaskSpec } from './engine.js'
 import { onChannel } from './rabbitmq-connection.js'
@@ -56,17 +56,17 @@ export class RabbitMqQueues {
   }
 
   /** Declares a queue of a definition, or the one of its failed jobs. One that exists with other settings is taken as it is. */
-  async declare (model: ChannelModel, queue: string): Promise<Replies.AssertQueue> {
+  async declare (model: ChannelModel, queue: string): Promise<void> {
+    if (this.#foreign.has(queue)) return
     const spec = this.#tasks.find(({ name }) => this.queueOf(name) === queue)
     const route = spec === undefined ? {} : { 'x-dead-letter-exchange': '', 'x-dead-letter-routing-key': this.deadQueueOf(spec.name) }
     try {
-      if (!this.#foreign.has(queue)) return await onChannel(model, channel => channel.assertQueue(queue, quorum(route)))
+      await onChannel(model, channel => channel.assertQueue(queue, quorum(route)))
     } catch (error) {
       if ((error as { code?: unknown }).code !== 406) throw error
       this.#foreign.add(queue)
       this.#log.warn(`background task engine "rabbitmq": the queue "${queue}" exists with other settings, and is used as it is`)
     }
-    return await onChannel(model, channel => channel.checkQueue(queue))
   }
 
   /**
@@ -122,7 +122,7 @@ function quorum (args: Record<string, string | number>): Options.AssertQueue {
  * A second, halved and doubled, and seven steps between each two of these: what backoffs are made of, 216 in all, of which
  * those are declared that are needed. The next longer one if it is not much longer, else the next shorter one.
  */
-export function stepFor (ms: number): number {
+function stepFor (ms: number): number {
   if (ms <= SHORTEST_MS) return SHORTEST_MS
   if (ms >= LONGEST_MS) return LONGEST_MS
   const eighth = 125 * 2 ** Math.floor(Math.log2(ms / 1_000))

@@ -2,7 +2,7 @@
 import type { SocketOptions } from 'amqplib'
 import { FST_BGT_INVALID_OPTION } from '../errors.js'
 import { within } from '../limits.js'
-import { check, NAME, type Rules } from '../rules.js'
+import { check, NAME, SECRET_OBJECT, type Rules } from '../rules.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
 import { RabbitMqConnection, type RabbitMqConnectionOptions } from './rabbitmq-connection.js'
 import { RabbitMqConsumer } from './rabbitmq-consumer.js'
@@ -29,9 +29,7 @@ export interface RabbitMqOptions {
   readonly options?: SocketOptions | undefined
 }
 
-// `check` shows what it refuses, and a URL holds a password.
-const UNSHOWN = { accepts: 'an object', holds: () => true }
-const RULES: Rules = { url: UNSHOWN, prefix: NAME, options: UNSHOWN }
+const RULES: Rules = { url: { accepts: 'an amqp: or amqps: URL', holds: isUrl, isSecret: true }, prefix: NAME, options: SECRET_OBJECT }
 
 /** Seconds. A process whose event loop stands still for eight loses its connection, and the server starts its jobs elsewhere. */
 const HEARTBEAT = '4'
@@ -89,7 +87,7 @@ class RabbitMqEngine implements TaskEngine {
     this.#consuming = this.#connection('consumer', async model => {
       await Promise.all(this.#consumers.map(consumer => consumer.setUp(model)))
     })
-    this.#consuming.keepOpen()
+    await this.#consuming.keepOpening()
     this.#looking = setInterval(() => { void this.#look() }, LOOK_MS).unref()
   }
 
@@ -138,19 +136,11 @@ function withHeartbeat (url: string): string {
 }
 
 function checkOptions (options: RabbitMqOptions): void {
-  requireObject('rabbitmq', options)
   check('rabbitmq', options, RULES)
-  const { url, options: passed } = options
-  if (url !== undefined && !(typeof url === 'string' && URL.canParse(url) && /^amqps?:$/.test(new URL(url).protocol))) {
-    throw new FST_BGT_INVALID_OPTION('The option "url" of rabbitmq accepts an amqp: or amqps: URL; received something else, not shown here')
-  }
-  if (passed === undefined) return
-  requireObject('The option "options" of rabbitmq', passed)
-  if (Object.hasOwn(passed, 'recovery')) throw new FST_BGT_INVALID_OPTION('The option "options" of rabbitmq does not accept "recovery": the engine restores its connections')
+  if (options.options === undefined || !Object.hasOwn(options.options, 'recovery')) return
+  throw new FST_BGT_INVALID_OPTION('The option "options" of rabbitmq does not accept "recovery": the engine restores its connections')
 }
 
-/** It may be a URL at the wrong place: not shown. */
-function requireObject (what: string, value: unknown): void {
-  if (typeof value === 'object' && value !== null) return
-  throw new FST_BGT_INVALID_OPTION(`${what} accepts an object; received ${value === null ? 'null' : `a ${typeof value}, not shown here`}`)
+function isUrl (url: unknown): boolean {
+  return typeof url === 'string' && URL.canParse(url) && /^amqps?:$/.test(new URL(url).protocol)
 }

@@ -13,8 +13,9 @@ export interface OpenRabbitMq {
   engine: (options?: RabbitMqOptions) => TaskEngine
 }
 
-/** The RabbitMQ of the machine, or of `RABBITMQ_URL`; or one of the test's own. */
-export async function openRabbitMq (t: Test, url = process.env['RABBITMQ_URL'] ?? 'amqp://guest:guest@127.0.0.1:5672'): Promise<OpenRabbitMq | undefined> {
+/** The RabbitMQ of the machine, or of `RABBITMQ_URL`. */
+export async function openRabbitMq (t: Test): Promise<OpenRabbitMq | undefined> {
+  const url = process.env['RABBITMQ_URL'] ?? 'amqp://guest:guest@127.0.0.1:5672'
   const connection = await opened(t, 'RabbitMQ', async () => await connect(url, { timeout: 2_000 }))
   if (connection === undefined) return undefined
   connection.on('error', () => {})
