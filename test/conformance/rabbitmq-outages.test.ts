@@ -99,7 +99,8 @@ t.test('a job that waits is not behind one that waits longer; a wait that was de
   const note = defineTask({ name: 'note', handler ([ms, at]: [number, number]) { ran.push([ms, Date.now() - at - ms]) } })
   const { app } = await start(t, { tasks: [note], engine: broker.engine() })
   await app.ready()
-  const delays = [2_100, 1_010, 700, 300, 90, 20]
+  // A wait that were rounded up would be behind the one before it.
+  const delays = [2_100, 1_120, 1_010, 700, 300, 90, 20]
   for (const delay of delays) await app.backgroundTasks.enqueue(note, [delay, Date.now()], { delay })
   await until(() => ran.length === delays.length)
   t.comment(`late by: ${ran.map(([ms, late]) => `${late} of ${ms}`).join(', ')} ms`)
