@@ -256,6 +256,7 @@ t.test('concurrent requests share a call where the engine wants groups; one alon
   let calls = 0
   engine.onEnqueue = async jobs => {
     isCalled.resolve()
+    t.equal(new Set(jobs.map(({ id }) => id)).size, jobs.length, 'no id is twice in a call')
     if (calls++ === 0) await gate.promise
     if (jobs.some(({ payload }) => payload === 'refused')) await refuse()
   }
@@ -455,6 +456,19 @@ t.test('a delivery that waits for its turn goes back at the deadline, too', asyn
   t.match(app.backgroundTasks.stats, { running: 1, pending: 1 })
   await app.close()
   t.match(await Promise.all(verdicts), [{ kind: 'released' }, { kind: 'released' }])
+})
+
+t.test('a worker that cannot begin tries again, on the connection that it has', async t => {
+  const { app, engine, logs } = await onStub(t, {}, engine => {
+    engine.onConsume = async () => {
+      engine.onConsume = async () => {}
+      await refuse()
+    }
+  })
+  await app.ready()
+  while (engine.run === undefined) await turn()
+  t.strictSame(engine.calls, ['start', 'consume', 'consume'])
+  t.match(logs.filter(({ level }) => level === 40), [{ msg: 'background task engine "stub": connection refused' }])
 })
 
 t.test('a web process does not consume; concurrency is by name', async t => {

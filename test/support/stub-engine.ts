@@ -11,9 +11,10 @@ export class StubEngine implements TaskEngine<unknown> {
   readonly stored: Array<readonly Job[]> = []
   readonly transactions: unknown[] = []
   run: ((delivery: Delivery) => Promise<Verdict>) | undefined
-  /** What `start` and `enqueue` wait for, or fail with. */
+  /** What its methods wait for, or fail with. */
   onStart = async (): Promise<void> => {}
   onEnqueue = async (_jobs: readonly Job[]): Promise<void> => {}
+  onConsume = async (): Promise<void> => {}
   onStop = async (): Promise<void> => {}
   report: ((error: Error) => void) | undefined
 
@@ -35,6 +36,7 @@ export class StubEngine implements TaskEngine<unknown> {
 
   async consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void> {
     this.calls.push('consume')
+    await this.onConsume()
     this.run = run
   }
 
