@@ -119,14 +119,14 @@ t.test('what has failed for good can be read and put back; a job written by hand
   if (broker === undefined) return
   const { channel, prefix } = broker
   const ran: unknown[] = []
-  let isBroken = true
+  let failure: Error | undefined = Object.assign(new RangeError('no paper'), { code: 'E_PAPER' })
   const note = defineTask({
     name: 'note',
     payload: { type: 'object', required: ['name'], properties: { name: { type: 'string' } } },
     retry: { attempts: 2, backoff: { type: 'fixed', delay: 20 } },
     handler ({ name }: { name: string }, { id, attempt, headers, requestId }) {
       ran.push({ name, id, attempt, headers, requestId })
-      if (name === 'doomed' && isBroken) throw Object.assign(new RangeError('no paper'), { code: 'E_PAPER' })
+      if (name === 'doomed' && failure !== undefined) throw failure
     }
   })
   const { app } = await start(t, { tasks: [note], engine: broker.engine() })
@@ -147,18 +147,26 @@ t.test('what has failed for good can be read and put back; a job written by hand
     expiration: String(604_800_000),
     headers: { 'fbt-failed-attempt': 2, 'fbt-failed-at': /^20/, 'fbt-error-name': 'RangeError', 'fbt-error-message': 'no paper', 'fbt-error-code': 'E_PAPER' }
   })
-  isBroken = false
-  channel.sendToQueue(queue, dead.content, dead.properties)
-  channel.ack(dead)
-  await until(() => ran.length === 3)
-  t.match(ran, [{ id, attempt: 1 }, { id, attempt: 2 }, { name: 'doomed', id, attempt: 1 }])
+  const putBack = (message: GetMessage): void => {
+    channel.sendToQueue(queue, message.content, message.properties)
+    channel.ack(message)
+  }
+  failure = new Error('no ink')
+  putBack(dead)
+  const again = await read()
+  t.match(again.properties.headers, { 'fbt-failed-attempt': 2, 'fbt-error-name': 'Error', 'fbt-error-message': 'no ink' })
+  t.notOk('fbt-error-code' in (again.properties.headers ?? {}), 'nothing is left of the failure before')
+  failure = undefined
+  putBack(again)
+  await until(() => ran.length === 5)
+  t.match(ran.splice(0), [{ id, attempt: 1 }, { id, attempt: 2 }, { id, attempt: 1 }, { id, attempt: 2 }, { name: 'doomed', id, attempt: 1 }])
 
   channel.sendToQueue(queue, Buffer.from('{"name":"by hand"}'), { messageId: 'mine', correlationId: 'r-1', headers: { 'x-tenant': 'a', nested: { a: 1 }, 'x-delivery-count': 7 } })
-  await until(() => ran.length === 4)
-  t.strictSame(ran[3], { name: 'by hand', id: 'mine', attempt: 1, headers: { 'x-tenant': 'a' }, requestId: 'r-1' })
+  await until(() => ran.length === 1)
+  t.strictSame(ran[0], { name: 'by hand', id: 'mine', attempt: 1, headers: { 'x-tenant': 'a' }, requestId: 'r-1' })
   const odd = ['', 'no JSON', '7', 'null', '{"name":', '\u0000']
   for (const text of odd) channel.sendToQueue(queue, Buffer.from(text), { headers: { 'fbt-attempts': 'many', 'fbt-due': 'soon' } })
-  channel.sendToQueue(queue, Buffer.from('7'), { headers: { long: 'x'.repeat(40_000) } })
+  channel.sendToQueue(queue, Buffer.from('7'), { headers: { long: 'x'.repeat(65_400) } })
   const failed: string[] = []
   for (let i = 0; i <= odd.length; i++) {
     const message = await read()
@@ -167,7 +175,7 @@ t.test('what has failed for good can be read and put back; a job written by hand
     t.match(message.properties.headers, { 'fbt-error-code': 'FST_BGT_INVALID_PAYLOAD', 'fbt-failed-attempt': 1 })
   }
   t.strictSame(failed.sort(), [...odd, '7'].sort())
-  t.equal(ran.length, 4)
+  t.equal(ran.length, 1)
 })
 
 t.test('a lost connection starts nothing twice that still runs here', async t => {
