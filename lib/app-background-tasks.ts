@@ -25,6 +25,11 @@ export class AppBackgroundTasks implements TaskAdder {
     this.#runner = runner
   }
 
+  /** @internal */
+  static runnerOf (tasks: AppBackgroundTasks): Runner {
+    return tasks.#runner
+  }
+
   /** Tasks that have not finished yet, those of requests included. */
   get length (): number {
     return this.#runner.ledger.unfinished

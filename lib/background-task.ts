@@ -146,6 +146,11 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     return this.#state
   }
 
+  /** @internal Those of its function, until it has ended. */
+  get args (): readonly unknown[] {
+    return this.#call?.args ?? []
+  }
+
   /** Aborts at the task's timeout, with `FST_BGT_TIMEOUT` as reason, and at the deadline of the drain. Made on first read. */
   get signal (): AbortSignal {
     if (this.#controller === undefined) {

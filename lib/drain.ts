@@ -12,8 +12,10 @@ export async function drain (runner: Runner): Promise<void> {
   const { closeTimeout } = runner.options
   const startedAt = performance.now()
   let exiting = false
+  // What a test has recorded is waited for by nobody.
+  runner.recorder?.drop()
   // It answers at once: nothing of the deadline is spent on it.
-  void runner.dispatch?.link.pause()
+  void runner.link?.pause()
   if (runner.open.size > 0) sayWhatIsWaitedFor(runner)
   while (runner.open.size > 0) {
     const elapsed = performance.now() - startedAt
@@ -31,7 +33,7 @@ export async function drain (runner: Runner): Promise<void> {
     }
   }
   runner.closed = true
-  await runner.dispatch?.link.stop()
+  await runner.link?.stop()
 }
 
 /**

@@ -14,6 +14,7 @@ import { Exchange, watchExchanges } from './exchange.js'
 import { Jobs, LOCAL } from './jobs.js'
 import { resolveOptions, type FastifyBackgroundTasksOptions } from './options.js'
 import { schemaCompiler } from './payload.js'
+import { recorderOf } from './recorder.js'
 import { Runner } from './runner.js'
 
 declare module 'fastify' {
@@ -51,6 +52,7 @@ async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBac
   app.decorateRequest('backgroundTasks', {
     getter (this: FastifyRequest) { return listOf(this) }
   })
+  recorderOf(app)?.attach(runner)
   drainOnClose(app, runner)
 }
 

@@ -62,7 +62,7 @@ export class Jobs {
     const key = jobOptions?.key
     const origin: JobOrigin = {
       id: key === undefined ? randomUUID() : idOf(definition.name, key),
-      keyed: key !== undefined,
+      key,
       delayMs: jobOptions?.delay ?? 0,
       enqueuedAt: Date.now(),
       headers: traceHeadersOf(request),
@@ -78,7 +78,7 @@ export class Jobs {
     const known = this.#definitions.named(delivery.task)
     if (known === undefined) return undefined
     const { id, attempt, enqueuedAt = Date.now(), headers, requestId, payload: found } = delivery
-    const origin: JobOrigin = { id, keyed: false, delayMs: 0, enqueuedAt, headers: { ...headers }, requestId, delivery: { attempt, settle } }
+    const origin: JobOrigin = { id, key: undefined, delayMs: 0, enqueuedAt, headers: { ...headers }, requestId, delivery: { attempt, settle } }
     return this.#task(known, origin, { found }, this.#app.log, undefined)
   }
 

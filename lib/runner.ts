@@ -7,6 +7,8 @@ import type { Jobs } from './jobs.js'
 import type { ResolvedOptions } from './options.js'
 import type { ExchangeOutcome } from './exchange.js'
 import type { Dispatch } from './engines/dispatch.js'
+import type { EngineLink } from './engines/engine-link.js'
+import type { Recorder } from './recorder.js'
 import type { TaskList } from './task-list.js'
 import { TaskRuns } from './task-runs.js'
 import { Turns } from './turns.js'
@@ -17,8 +19,12 @@ export class Runner {
   readonly options: ResolvedOptions
   readonly ledger: Ledger
   readonly jobs: Jobs
+  /** The way to the engine, if there is one. */
+  link: EngineLink | undefined
   /** None when everything runs here. */
   dispatch: Dispatch | undefined
+  /** Keeps what a test has added from running. */
+  recorder: Recorder | undefined
   /** The lists that have work. */
   readonly open = new OpenLists()
   /** Whether the drain is over: what is added now is abandoned. */
@@ -49,6 +55,7 @@ export class Runner {
 
   added (list: TaskList, task: BackgroundTask): void {
     this.ledger.added(list, task)
+    this.recorder?.taskAdded(list, task)
     this.wake(list)
     if (this.options.waitUntil !== undefined && list.request !== undefined) this.#waitUntil(list, this.options.waitUntil)
   }
@@ -86,12 +93,12 @@ export class Runner {
   /** The list has work. */
   wake (list: TaskList): void {
     this.open.add(list)
-    if (list.phase === 'ended') this.#turns.queue(list)
+    if (list.phase === 'ended') this.#queue(list)
   }
 
   exchangeEnded (list: TaskList): void {
     this.storeNow(list, list.exchange?.outcome)
-    if (list.hasWork) this.#turns.queue(list)
+    if (list.hasWork) this.#queue(list)
     else this.#finish(list)
   }
 
@@ -140,6 +147,15 @@ export class Runner {
     if (list.phase === 'waiting') this.#leave(list)
     else this.#finish(list)
     return tasks
+  }
+
+  #queue (list: TaskList): void {
+    if (this.recorder?.keep(list) === true) {
+      list.phase = 'ended'
+      this.#leave(list)
+    } else {
+      this.#turns.queue(list)
+    }
   }
 
   #takeTurn (list: TaskList): void {

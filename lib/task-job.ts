@@ -16,7 +16,7 @@ export type JobInput = { readonly text: string } | { readonly found: unknown }
 /** Where a job comes from: it was added here, or an engine has delivered it. It is kept with the record, and holds no payload. */
 export interface JobOrigin {
   readonly id: string
-  readonly keyed: boolean
+  readonly key: string | undefined
   readonly delayMs: number
   readonly enqueuedAt: number
   readonly headers: Record<string, string>
@@ -137,8 +137,8 @@ export class TaskJob {
 
   /** The job as an engine stores it. */
   toStored (): Job {
-    const { id, keyed, enqueuedAt, headers, requestId } = this.origin
-    return { id, task: this.name, payload: parse(this.#input) as Json, delayMs: Math.max(this.waitMs(), 0), keyed, enqueuedAt, headers, requestId }
+    const { id, key, enqueuedAt, headers, requestId } = this.origin
+    return { id, task: this.name, payload: parse(this.#input) as Json, delayMs: Math.max(this.waitMs(), 0), keyed: key !== undefined, enqueuedAt, headers, requestId }
   }
 
   toRecord (task: BackgroundTask): JobRecord {

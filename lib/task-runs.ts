@@ -123,7 +123,7 @@ export class TaskRuns {
       list.later(task, waitMs)
       return false
     }
-    if (job.attempt > 0 || !job.origin.keyed || list.runner.jobs.history.claim(task)) return true
+    if (job.attempt > 0 || job.origin.key === undefined || list.runner.jobs.history.claim(task)) return true
     this.#ledger.skipped(list, task, 'another task of its key was first')
     return false
   }

@@ -1,6 +1,8 @@
 import { AsyncResource } from 'node:async_hooks'
 import type { TaskList } from './task-list.js'
 
+/** Tests put clocks of their own in the place of timers: tasks go on all the same. */
+const nextTurn = setImmediate
 /** Milliseconds of one turn of the event loop that tasks may use before everything else has its chance. */
 const TURN_MS = 4
 /** Tasks this short are not timed one by one, but so many at a time: reading the clock costs as much as they do. */
@@ -69,7 +71,7 @@ export class Turns {
     this.#ready.push(list)
     if (this.#scheduled) return
     this.#scheduled = true
-    this.#context.runInAsyncScope(setImmediate, undefined, this.#turn)
+    this.#context.runInAsyncScope(nextTurn, undefined, this.#turn)
   }
 
   #takeTurn (): void {

@@ -479,6 +479,7 @@ t.test('a web process does not consume; concurrency is by name', async t => {
   await worker.app.ready()
   t.match(worker.engine.specs, [{ concurrency: 50 }])
   const plain = await onStub(t, { worker: { concurrency: 3 } })
+  await plain.app.ready()
   t.match(plain.engine.specs, [{ concurrency: 3 }])
   for (const [options, message] of [
     [{ worker: 1 }, /"worker" of register accepts a boolean or { concurrency }/],

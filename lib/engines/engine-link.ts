@@ -46,14 +46,15 @@ export class EngineLink {
     this.#whenReady = new Promise(resolve => { this.#isReady = resolve })
   }
 
-  /** Connects, and goes on trying. */
-  start (): void {
-    this.#starting = this.#keepStarting()
+  /** The app is ready: jobs may run. */
+  ready (): void {
+    this.#isReady()
   }
 
-  /** The app is ready: jobs may run. Resolves when the engine is there, at the latest after `enqueueTimeout`. */
-  async ready (): Promise<void> {
-    this.#isReady()
+  /** Connects, and goes on trying. Resolves when the engine is there, at the latest after `enqueueTimeout`. */
+  async start (): Promise<void> {
+    if (this.#isStopping) return
+    this.#connect()
     const isUp = await within(this.#options.enqueueTimeout, this.#whenUp.then(() => true), () => false)
     if (isUp) return
     const { log, enqueueTimeout } = this.#options
@@ -103,6 +104,7 @@ export class EngineLink {
   /** Closes the connections, once what runs has told its verdict. */
   async stop (): Promise<void> {
     this.#isStopping = true
+    if (this.#starting === undefined) return
     this.#isReady()
     this.#wakeUp?.()
     const stopped = Promise.resolve(this.#starting).then(() => this.#quietly('stop', () => this.engine.stop({ drainMs: STOP_MS })))
@@ -113,7 +115,10 @@ export class EngineLink {
 
   #enqueue (jobs: readonly Job[], tx: unknown, deadline: Deadline): Promise<Receipt[]> {
     // What was answered with a 503 is not to be stored when the engine comes back.
-    if (!this.#isUp) return this.#whenUp.then(() => deadline.isOver ? [] : this.#store(jobs, tx, deadline))
+    if (!this.#isUp) {
+      this.#connect()
+      return this.#whenUp.then(() => deadline.isOver ? [] : this.#store(jobs, tx, deadline))
+    }
     return this.#store(jobs, tx, deadline)
   }
 
@@ -123,8 +128,16 @@ export class EngineLink {
   }
 
   async #get (task: string, id: string): Promise<JobRecord | undefined> {
-    if (!this.#isUp) await this.#whenUp
+    if (!this.#isUp) {
+      this.#connect()
+      await this.#whenUp
+    }
     return await this.engine.get(task, id)
+  }
+
+  /** Once: at the first use, or when the app is ready. */
+  #connect (): void {
+    this.#starting ??= this.#keepStarting()
   }
 
   async #keepStarting (): Promise<void> {

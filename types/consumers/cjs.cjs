@@ -3,6 +3,7 @@
 // A CommonJS module in JavaScript that uses the built package.
 const Fastify = require('fastify')
 const backgroundTasks = require('fastify-background-tasks')
+const { recordTasks } = require('fastify-background-tasks/testing')
 const { BackgroundTask, backgroundTasks: named, default: byDefault, fastifyBackgroundTasks } = require('fastify-background-tasks')
 
 exports.plugins = [backgroundTasks, named, byDefault, fastifyBackgroundTasks]
@@ -18,8 +19,9 @@ exports.serve = async function serve (task) {
   const app = Fastify()
   await app.register(backgroundTasks)
   app.get('/', async request => ({ state: request.backgroundTasks.addTask(task).state }))
+  const tasks = recordTasks(app)
   await app.inject('/')
-  await app.backgroundTasks.idle()
+  await tasks.run()
   await app.close()
   return task.state
 }

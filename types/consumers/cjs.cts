@@ -1,6 +1,7 @@
 // A CommonJS module in TypeScript that uses the built package: `require` gives the plugin, and everything else is on it.
 import Fastify = require('fastify')
 import backgroundTasks = require('fastify-background-tasks')
+import { recordTasks } from 'fastify-background-tasks/testing'
 
 export type Everything = [
   backgroundTasks.AppBackgroundTasks, backgroundTasks.BackgroundTasks, backgroundTasks.ExchangeOutcome,
@@ -38,8 +39,9 @@ export async function serve (task: backgroundTasks.BackgroundTask): Promise<back
     tasks.addTask(greet, 'Ann')
     return { state: tasks.addTask(task).state }
   })
+  const tasks = recordTasks(app)
   await app.inject('/')
-  await app.backgroundTasks.idle()
+  await tasks.run()
   await app.close()
   return task.state
 }

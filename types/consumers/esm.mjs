@@ -2,6 +2,7 @@
 import Fastify from 'fastify'
 import backgroundTasks, { BackgroundTask, backgroundTasks as named, fastifyBackgroundTasks } from 'fastify-background-tasks'
 import * as namespace from 'fastify-background-tasks'
+import { recordTasks } from 'fastify-background-tasks/testing'
 
 export const plugins = [backgroundTasks, named, fastifyBackgroundTasks, namespace.default, namespace.backgroundTasks]
 export const names = Object.keys(namespace)
@@ -16,8 +17,9 @@ export async function serve (task) {
   const app = Fastify()
   await app.register(backgroundTasks)
   app.get('/', async request => ({ state: request.backgroundTasks.addTask(task).state }))
+  const tasks = recordTasks(app)
   await app.inject('/')
-  await app.backgroundTasks.idle()
+  await tasks.run()
   await app.close()
   return task.state
 }

@@ -1,5 +1,6 @@
 // An ES module that uses the built package: all types, and each value under each of its names.
 import Fastify from 'fastify'
+import { recordTasks } from 'fastify-background-tasks/testing'
 import backgroundTasks, { BackgroundTask, backgroundTasks as named, fastifyBackgroundTasks } from 'fastify-background-tasks'
 import type {
   AppBackgroundTasks, BackgroundTasks, ExchangeOutcome, FastifyBackgroundTasksOptions, IdleOptions, TaskAbandonedMessage,
@@ -38,7 +39,9 @@ export async function serve (task: BackgroundTask): Promise<TaskState> {
     tasks.with({ name: 'greeting' }).addTask(greet, 'Ann', 3)
     return { state: tasks.addTask(task).state }
   })
+  const tasks = recordTasks(app)
   await app.inject('/')
+  await tasks.run()
   await app.backgroundTasks.idle({ rejectOnFailure: false })
   const { failed }: TaskStats = app.backgroundTasks.stats
   await app.close()
