@@ -1,6 +1,6 @@
 /** The nine rules of a task list, each by its number. The exchange side of rule 1 stands in exchange.test.ts. */
 import t from 'tap'
-import { AsyncLocalStorage } from 'node:async_hooks'
+import { AsyncLocalStorage, createHook } from 'node:async_hooks'
 import { once } from 'node:events'
 import http from 'node:http'
 import { setImmediate as turn } from 'node:timers/promises'
@@ -242,14 +242,10 @@ t.test('rule 5: the reply, other hooks, the request log and the next request on 
 
 t.test('rule 5: lists that become ready in the same turn share one setImmediate', async t => {
   const { app } = await start(t)
-  const original = globalThis.setImmediate
   let immediates = 0
-  globalThis.setImmediate = Object.assign((...args: Parameters<typeof original>) => {
-    immediates++
-    return original(...args)
-  }, original)
-  t.teardown(() => { globalThis.setImmediate = original })
+  const hook = createHook({ init (_id, type) { if (type === 'Immediate') immediates++ } }).enable()
   for (let i = 0; i < 10; i++) app.backgroundTasks.addTask(() => {})
+  hook.disable()
   t.equal(immediates, 1)
   await app.backgroundTasks.idle()
   t.equal(app.backgroundTasks.stats.succeeded, 10)

@@ -263,6 +263,17 @@ t.test('plugins of children are recorded, each with its own tasks', async t => {
   }
 })
 
+t.test('fake timers of a test do not stop it', async t => {
+  const { app, tasks } = await record(t)
+  app.backgroundTasks.addTask(job, { at: 'delayed' }, { delay: 60_000 })
+  const timers = { setImmediate, setTimeout }
+  Object.assign(globalThis, { setImmediate () {}, setTimeout () {} })
+  t.teardown(() => { Object.assign(globalThis, timers) })
+  await tasks.run()
+  Object.assign(globalThis, timers)
+  t.strictSame(ran, ['delayed'])
+})
+
 t.test('misuse is refused with words', async t => {
   t.throws(() => recordTasks(undefined as never), { code: 'FST_BGT_INVALID_OPTION', message: 'recordTasks accepts a Fastify app; received undefined' })
   t.throws(() => recordTasks({} as never), { message: 'recordTasks accepts a Fastify app; received {}' })
