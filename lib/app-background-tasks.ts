@@ -1,5 +1,5 @@
 import type { AddedArgs, AddedTask, BackgroundTask, TaskFunction } from './background-task.js'
-import type { JobArgs, TaskAdder } from './background-tasks.js'
+import type { TaskAdder } from './background-tasks.js'
 import type { AnyTaskDefinition, TaskDefinition } from './define-task.js'
 import { enqueue, get, type EnqueueArgs, type EnqueueOptions } from './enqueue.js'
 import type { JobRecord, Receipt } from './engines/engine.js'
@@ -45,8 +45,7 @@ export class AppBackgroundTasks implements TaskAdder {
     return this.#runner.stats
   }
 
-  addTask<Payload>(definition: TaskDefinition<Payload>, ...args: JobArgs<Payload>): BackgroundTask
-  addTask<T extends BackgroundTask | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
+  addTask<T extends BackgroundTask | AnyTaskDefinition | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
   addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
   addTask (fn: unknown, ...args: unknown[]): BackgroundTask {
     return new TaskList(this.#runner, undefined, 'ended').add(fn, args, undefined)

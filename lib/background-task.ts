@@ -1,6 +1,8 @@
 import { AsyncResource } from 'node:async_hooks'
 import { randomUUID } from 'node:crypto'
+import type { AnyTaskDefinition, TaskDefinition } from './define-task.js'
 import { FST_BGT_INVALID_TASK } from './errors.js'
+import type { JobOptions } from './jobs.js'
 import type { RunOptions, TaskOptions } from './options.js'
 import type { TaskJob } from './task-job.js'
 
@@ -18,10 +20,15 @@ export type TaskState = 'pending' | 'running' | 'succeeded' | 'failed' | 'skippe
 export type TaskFunction<Args extends unknown[] = never[]> = (...args: Args) => unknown
 
 /** What `addTask` takes first, beside a function with one signature. */
-export type AddedTask<T> = T extends BackgroundTask ? T : OverloadedFunction<T>
+export type AddedTask<T> = T extends BackgroundTask | AnyTaskDefinition ? T : OverloadedFunction<T>
 
-/** What `addTask` takes behind it: nothing behind a `BackgroundTask`. */
-export type AddedArgs<T> = T extends BackgroundTask ? [] : OverloadedArgs<T>
+/** What `addTask` takes behind it: a definition's payload and options, nothing behind a `BackgroundTask`. */
+export type AddedArgs<T> = T extends BackgroundTask ? [] : T extends TaskDefinition<infer Payload> ? JobArgs<Payload> : OverloadedArgs<T>
+
+/** What `addTask` takes behind a definition: the payload, which may be left out where it may be `undefined`, and options. */
+export type JobArgs<Payload> = undefined extends Payload
+  ? [payload?: Payload, options?: JobOptions]
+  : [payload: Payload, options?: JobOptions]
 
 /** `F` if it has several signatures, else `never`: the arguments of a function with one are inferred from `TaskFunction`. */
 export type OverloadedFunction<F> = Signatures<F> extends [infer First, ...unknown[], infer Last]

@@ -1,33 +1,24 @@
 import type { FastifyRequest } from 'fastify'
 import type { AddedArgs, AddedTask, BackgroundTask, OverloadedArgs, OverloadedFunction, TaskFunction } from './background-task.js'
-import type { TaskDefinition } from './define-task.js'
+import type { AnyTaskDefinition } from './define-task.js'
 import { Exchange, type ExchangeOutcome } from './exchange.js'
-import type { JobOptions } from './jobs.js'
 import { checkTaskOptions, type TaskOptions } from './options.js'
 import type { Runner } from './runner.js'
 import { TaskList } from './task-list.js'
 
-/** What `addTask` takes behind a definition: the payload, which may be left out where it may be `undefined`, and options. */
-export type JobArgs<Payload> = undefined extends Payload
-  ? [payload?: Payload, options?: JobOptions]
-  : [payload: Payload, options?: JobOptions]
-
 /** What takes tasks: a request's list, the app, and either of them `with()` options. */
 export interface TaskAdder {
   /**
-   * Adds a task of a definition. Its payload is checked, and takes a JSON round trip.
-   * @throws FST_BGT_UNKNOWN_TASK if the definition is not among the app's `tasks`
+   * Adds a function with its arguments; a definition with its payload, which is checked and takes a JSON round trip, and options; or
+   * a task made elsewhere.
+   * @throws FST_BGT_INVALID_TASK if it is none of them, or a task that was added or run before
+   * @throws FST_BGT_OVERLOADED (503) if `maxPending` tasks have not finished
+   * @throws FST_BGT_UNKNOWN_TASK if a definition is not among the app's `tasks`
    * @throws FST_BGT_INVALID_PAYLOAD with path and reason
+   * @throws FST_BGT_INVALID_OPTION if an option of a definition has a wrong value
    * @throws FST_BGT_UNSUPPORTED for an option that the engine cannot fulfil
-   * @throws FST_BGT_OVERLOADED (503) if `maxPending` tasks have not finished
    */
-  addTask<Payload>(definition: TaskDefinition<Payload>, ...args: JobArgs<Payload>): BackgroundTask
-  /**
-   * Adds a function with its arguments, or a task made elsewhere.
-   * @throws FST_BGT_INVALID_TASK if it is neither, or a task that was added or run before
-   * @throws FST_BGT_OVERLOADED (503) if `maxPending` tasks have not finished
-   */
-  addTask<T extends BackgroundTask | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
+  addTask<T extends BackgroundTask | AnyTaskDefinition | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
   addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
 }
 
@@ -60,8 +51,7 @@ export class BackgroundTasks implements TaskAdder {
     return this.#exchange.outcome
   }
 
-  addTask<Payload>(definition: TaskDefinition<Payload>, ...args: JobArgs<Payload>): BackgroundTask
-  addTask<T extends BackgroundTask | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
+  addTask<T extends BackgroundTask | AnyTaskDefinition | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
   addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
   addTask (fn: unknown, ...args: unknown[]): BackgroundTask {
     return this.#list.add(fn, args, undefined)

@@ -81,7 +81,7 @@ export default backgroundTasks
 export { backgroundTasks, backgroundTasks as fastifyBackgroundTasks }
 export { BackgroundTask } from './background-task.js'
 export { defineTask } from './define-task.js'
-export type { AddedArgs, AddedTask, OverloadedArgs, OverloadedFunction, TaskFunction, TaskState } from './background-task.js'
+export type { AddedArgs, AddedTask, JobArgs, OverloadedArgs, OverloadedFunction, TaskFunction, TaskState } from './background-task.js'
 export type { AnyTaskDefinition, DefineTask, FailedTaskContext, RetryPolicy, TaskContext, TaskDefinition, TaskDefinitionOptions } from './define-task.js'
 export type { JobOptions } from './jobs.js'
 export type { EnqueueOptions, TaskRecord } from './app-background-tasks.js'
@@ -89,7 +89,7 @@ export type { StandardSchema } from './standard-schema.js'
 export type {
   Delivery, EngineEvents, Job, JobError, JobRecord, JobState, Json, Receipt, TaskEngine, TaskSpec, Verdict
 } from './engines/engine.js'
-export type { BackgroundTasks, JobArgs, TaskAdder } from './background-tasks.js'
+export type { BackgroundTasks, TaskAdder } from './background-tasks.js'
 export type { AppBackgroundTasks } from './app-background-tasks.js'
 export type { ExchangeOutcome } from './exchange.js'
 export type { FastifyBackgroundTasksOptions, IdleOptions, TaskCondition, TaskOptions } from './options.js'

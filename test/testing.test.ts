@@ -31,7 +31,7 @@ t.test('what is added is recorded, not run: with name, arguments or payload, req
   const { id, duplicate } = await app.backgroundTasks.enqueue(job, { at: 'enqueued' })
   await app.backgroundTasks.idle()
   t.strictSame(ran, [], 'idle() does not wait for what is recorded')
-  t.match(tasks.added.map(({ task: { id, state }, ...record }) => record), [
+  t.match(tasks.added, [
     { name: 'run', args: ['hook'], requestId: 'req-1', placement: 'local', options: {} },
     { name: 'named', args: ['route'], requestId: 'req-1', placement: 'local', options: { name: 'named', timeout: 5, when: 'always' } },
     { name: 'job', payload: { at: 'job' }, requestId: 'req-1', placement: 'local', options: { key: 'k', delay: 60_000, timeout: 1_000 } },

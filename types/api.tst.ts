@@ -105,9 +105,9 @@ describe('addTask', () => {
   test('says what is wrong, and where', () => {
     // @ts-expect-error Argument of type 'number' is not assignable to parameter of type 'string'
     tasks.addTask(greet, 1)
-    // @ts-expect-error Argument of type '(name: string) => void' is not assignable to parameter of type 'TaskDefinition<unknown, unknown>'
+    // @ts-expect-error Expected 2 arguments, but got 1
     tasks.addTask(greet)
-    // @ts-expect-error Argument of type '(name: string) => void' is not assignable to parameter of type 'TaskDefinition<string, unknown>'
+    // @ts-expect-error Expected 2 arguments, but got 3
     tasks.addTask(greet, 'Ann', 1)
     // @ts-expect-error Argument of type '["mail", number]' is not assignable to parameter of type '[channel: "mail", to: string] |
     tasks.addTask(notify, 'mail', Math.PI)
