@@ -35,6 +35,8 @@ export class Definitions {
   known (definition: AnyTaskDefinition): KnownTask {
     const known = this.#known.get(definition.name)
     if (known?.definition === definition) return known
-    throw new FST_BGT_UNKNOWN_TASK(definition.name, this.#known.size === 0 ? 'none' : [...this.#known.keys()].join(', '))
+    throw new FST_BGT_UNKNOWN_TASK(definition.name, known === undefined
+      ? `add it to the option "tasks" of register, which has ${[...this.#known.keys()].join(', ') || 'none'}`
+      : 'it is another one of that name, so its module may have been loaded twice')
   }
 }

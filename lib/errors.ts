@@ -41,14 +41,14 @@ export const FST_BGT_DUPLICATE_TASK = createError(
 /** A definition that the app was not told of. */
 export const FST_BGT_UNKNOWN_TASK = createError(
   'FST_BGT_UNKNOWN_TASK',
-  'The definition "%s" is not one of the app\'s: add it to the option "tasks" of register. Known: %s'
+  'The definition "%s" is not one of the app\'s: %s'
 )
 
 /** What this placement cannot do: 500, the route's mistake. */
-export const FST_BGT_UNSUPPORTED = createError('FST_BGT_UNSUPPORTED', '%s cannot do what "%s" asks for: %s', 500)
+export const FST_BGT_UNSUPPORTED = createError('FST_BGT_UNSUPPORTED', '%s does not support "%s", which was asked for the task "%s"; it supports %s', 500)
 
 /** The app is closed: nothing is stored or read any more. */
-export const FST_BGT_CLOSED = createError('FST_BGT_CLOSED', '%s: the app has closed', 503)
+export const FST_BGT_CLOSED = createError('FST_BGT_CLOSED', '%s was called after the app had closed', 503)
 
 /** A job could not be stored in time: 503, sent with `Retry-After`. It may have been stored all the same. */
 export const FST_BGT_ENGINE_UNAVAILABLE = createError(

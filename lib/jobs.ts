@@ -29,7 +29,7 @@ const TRACE_HEADERS = ['traceparent', 'tracestate', 'baggage'] as const
 /** Where jobs go: this process, or an engine. */
 export type Placement = Pick<TaskEngine<unknown>, 'name' | 'supports'>
 
-export const LOCAL: Placement = { name: 'this process', supports: { delay: true, key: true, tx: false, get: true } }
+export const LOCAL: Placement = { name: 'An app without an engine', supports: { delay: true, key: true, tx: false, get: true } }
 
 /** Makes tasks of definitions, and knows those of this process. */
 export class Jobs {
@@ -84,7 +84,10 @@ export class Jobs {
 
   /** @throws FST_BGT_UNSUPPORTED */
   refuseUnless (option: keyof Placement['supports'], definition: AnyTaskDefinition): void {
-    if (!this.#placement.supports[option]) throw new FST_BGT_UNSUPPORTED(this.#placement.name, definition.name, option)
+    const { name, supports } = this.#placement
+    if (supports[option]) return
+    const supported = Object.entries(supports).filter(([, does]) => does).map(([what]) => what)
+    throw new FST_BGT_UNSUPPORTED(name, option, definition.name, supported.join(', ') || 'none of its kind')
   }
 
   /** @throws FST_BGT_UNKNOWN_TASK */

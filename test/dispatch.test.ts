@@ -306,7 +306,7 @@ t.test('a route that awaits an enqueue which cannot store answers 503 by itself'
 t.test('what an engine cannot do is refused at the call', async t => {
   const { app } = await onStub(t, {}, engine => { Object.assign(engine, { supports: { delay: false, key: false, tx: false, get: false } }) })
   for (const options of [{ delay: 1 }, { key: 'k' }]) {
-    t.throws(() => app.backgroundTasks.addTask(job, 'x', options), { code: 'FST_BGT_UNSUPPORTED', statusCode: 500, message: `stub cannot do what "job" asks for: ${Object.keys(options)[0]}` })
+    t.throws(() => app.backgroundTasks.addTask(job, 'x', options), { code: 'FST_BGT_UNSUPPORTED', statusCode: 500, message: `stub does not support "${Object.keys(options)[0]}", which was asked for the task "job"; it supports none of its kind` })
   }
   await t.rejects(app.backgroundTasks.get(job, 'id'), { code: 'FST_BGT_UNSUPPORTED' })
   await t.rejects(app.backgroundTasks.enqueue(job, 'x', { tx: { executeSql: async () => ({}) } }), { code: 'FST_BGT_UNSUPPORTED' })
