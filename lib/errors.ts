@@ -45,7 +45,7 @@ export const FST_BGT_UNKNOWN_TASK = createError(
 )
 
 /** What this placement cannot do: 500, the route's mistake. */
-export const FST_BGT_UNSUPPORTED = createError('FST_BGT_UNSUPPORTED', '%s does not support "%s", which was asked for the task "%s"; it supports %s', 500)
+export const FST_BGT_UNSUPPORTED = createError('FST_BGT_UNSUPPORTED', '%s does not support %s', 500)
 
 /** The app is closed: nothing is stored or read any more. */
 export const FST_BGT_CLOSED = createError('FST_BGT_CLOSED', '%s was called after the app had closed', 503)

@@ -87,7 +87,7 @@ export class Jobs {
     const { name, supports } = this.#placement
     if (supports[option]) return
     const supported = Object.entries(supports).filter(([, does]) => does).map(([what]) => what)
-    throw new FST_BGT_UNSUPPORTED(name, option, definition.name, supported.join(', ') || 'none of its kind')
+    throw new FST_BGT_UNSUPPORTED(name, `"${option}", which was asked for the task "${definition.name}"; it supports ${supported.join(', ') || 'none of its kind'}`)
   }
 
   /** @throws FST_BGT_UNKNOWN_TASK */

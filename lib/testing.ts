@@ -78,7 +78,6 @@ class Recording implements TaskRecorder, Recorder {
   #run: Promise<void> | undefined
 
   constructor (app: FastifyInstance) {
-    recorderOf(app)?.restore()
     this.#app = app
     setRecorder(app, this)
     for (const instance of instancesOf(app)) {
@@ -103,7 +102,6 @@ class Recording implements TaskRecorder, Recorder {
   restore (): void {
     this.drop()
     for (const [runner, dispatch] of this.#runners) {
-      if (runner.recorder !== this) continue
       runner.recorder = undefined
       runner.dispatch = dispatch
       void runner.link?.start()
@@ -137,7 +135,6 @@ class Recording implements TaskRecorder, Recorder {
 
   drop (): void {
     for (const task of this.#recorded) task.cancel()
-    this.#recorded.clear()
     const lists = [...this.#kept]
     this.#kept.clear()
     for (const list of lists) list.runner.wake(list)

@@ -3,7 +3,7 @@ import Fastify, { type FastifyInstance } from 'fastify'
 import t from 'tap'
 import backgroundTasks, { defineTask, type FastifyBackgroundTasksOptions } from '../lib/index.js'
 import { recordTasks, type TaskRecorder } from '../lib/testing.js'
-import { collectLogs, start } from './support/app.js'
+import { collectLogs, deferred, start } from './support/app.js'
 import { StubEngine } from './support/stub-engine.js'
 
 const ran: string[] = []
@@ -38,6 +38,7 @@ t.test('what is added is recorded, not run: with name, arguments or payload, req
     { name: 'anonymous', args: [], placement: 'local', options: {} },
     { name: 'job', payload: { at: 'enqueued' }, placement: 'local', options: { timeout: 1_000 } }
   ])
+  t.strictSame(tasks.added.map(({ options }) => Object.keys(options).length), [0, 3, 3, 0, 1])
   t.strictSame(Object.keys(tasks.added[0] ?? {}), ['name', 'args', 'requestId', 'placement', 'options', 'task'], 'nothing undefined is in the way of a comparison')
   t.strictSame(tasks.added.map(({ task }) => task.state), Array(5).fill('pending'))
   t.equal(tasks.added[4]?.task.id, id)
@@ -93,6 +94,17 @@ t.test('run() rejects with the first failure when all have run; attempts are not
   app.backgroundTasks.addTask(() => { throw undefined }) // eslint-disable-line no-throw-literal
   const thrown = await tasks.run().then(() => 'nothing', error => error)
   t.equal(thrown, undefined, 'whatever was thrown')
+})
+
+t.test('a failure before the recording is not run()\'s', async t => {
+  const failed = deferred()
+  const { app } = await start(t, { onError: failed.resolve })
+  app.backgroundTasks.addTask(() => { throw new Error('before') })
+  await failed.promise
+  const tasks = recordTasks(app)
+  app.backgroundTasks.addTask(run, 'recorded')
+  await tasks.run()
+  t.strictSame(ran, ['recorded'])
 })
 
 t.test('when, stopOnError and cancel() are as in production', async t => {
@@ -189,6 +201,7 @@ t.test('restore() ends it: tasks run again, on the engine where they have one', 
   await app.ready()
   app.backgroundTasks.addTask(run, 'recorded')
   tasks.restore()
+  t.strictSame(engine.calls, ['start'], 'at once, for a worker may have nothing to store')
   app.backgroundTasks.addTask(run, 'runs')
   await app.backgroundTasks.enqueue(job, { at: 'stored' })
   await app.backgroundTasks.idle()
@@ -197,6 +210,12 @@ t.test('restore() ends it: tasks run again, on the engine where they have one', 
   t.strictSame([...engine.calls].sort(), ['consume', 'enqueue', 'start'])
   t.strictSame(tasks.added.map(({ task }) => task.state), ['skipped'], 'what was recorded can be looked at')
   await t.rejects(tasks.run(), { code: 'FST_BGT_INVALID_OPTION' })
+  const later = Fastify()
+  recordTasks(later).restore()
+  await later.register(backgroundTasks)
+  later.backgroundTasks.addTask(run, 'registered later')
+  await later.close()
+  t.strictSame(ran, ['runs', 'registered later'])
 })
 
 t.test('a second recordTasks() takes the place of the first', async t => {
@@ -261,6 +280,22 @@ t.test('plugins of children are recorded, each with its own tasks', async t => {
     await tasks.run()
     t.strictSame(ran.splice(0), ['a', 'b'], order)
   }
+})
+
+t.test('of an app and its child the last one records', async t => {
+  const { app } = await start(t, { tasks: [job], engine: new StubEngine() })
+  const recorders: TaskRecorder[] = []
+  await app.register(async child => { recorders.push(recordTasks(child)) })
+  recorders.push(recordTasks(app))
+  app.backgroundTasks.addTask(job, { at: 'the last' })
+  const [first, last] = recorders
+  t.equal(first?.added.length, 0)
+  first?.restore()
+  await last?.run()
+  t.strictSame(ran, ['the last'])
+  last?.restore()
+  t.ok((await app.backgroundTasks.enqueue(job, { at: 'stored' })).id)
+  t.equal(app.backgroundTasks.stats.enqueued, 1, 'the engine is there again')
 })
 
 t.test('fake timers of a test do not stop it', async t => {
