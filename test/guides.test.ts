@@ -1,15 +1,24 @@
 /** What the guides in docs/ promise: their code is that of test/guides, which runs here. */
 import { readFileSync, rmSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify from 'fastify'
+import pg from 'pg'
 import t from 'tap'
 import * as fromFastApi from './guides/from-fastapi.js'
+import * as idempotent from './guides/idempotent-handlers.js'
 import { start } from './support/app.js'
+import { openPostgres } from './support/postgres.js'
 import { StubEngine } from './support/stub-engine.js'
+
+/** Waits until it is so; a test that waits in vain is ended by its timeout. */
+async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
+  while (!await isSo()) await sleep(10)
+}
 
 /** The lines of a text without what stands before them: code of a guide stands within a function of its module, or is exported. */
 const unindented = (text: string): string => `\n${text.split('\n').map(line => line.trim().replace(/^export /, '')).join('\n')}\n`
 
-for (const guide of ['from-fastapi']) {
+for (const guide of ['from-fastapi', 'idempotent-handlers']) {
   t.test(`each paragraph of code in docs/${guide}.md stands in its module, which is run below`, async t => {
     const code = unindented(readFileSync(new URL(`guides/${guide}.ts`, import.meta.url), 'utf8'))
     const text = readFileSync(new URL(`../docs/${guide}.md`, import.meta.url), 'utf8')
@@ -73,4 +82,129 @@ t.test('from FastAPI', async t => {
     t.strictSame(await engine.deliver({ task: 'make-report', id, payload: { title: 'spring' } }), { kind: 'done', result: { file: 'spring.pdf' } })
     t.equal(fromFastApi.engine.name, 'bullmq')
   })
+})
+
+t.test('idempotent handlers', async t => {
+  const postgres = await openPostgres(t)
+  if (postgres === undefined) return
+  const { pool, schema } = postgres
+  // Whatever the code of the guide connects finds the test's own schema, and can be told from others.
+  const url = new URL(postgres.connectionString)
+  url.searchParams.set('options', `-c search_path=${schema}`)
+  url.searchParams.set('application_name', schema)
+  const setUp = readFileSync(new URL('../docs/idempotent-handlers.md', import.meta.url), 'utf8').match(/```sql\n(.*?)```/s)?.[1]
+  await pool.query(`create schema ${schema}; set search_path = ${schema}; ${setUp}; create table accounts (name text primary key, cents integer not null); reset search_path`)
+  const read = async (query: string): Promise<unknown> => (await pool.query<{ value: unknown }>(`select ${query} as value`)).rows[0]?.value
+  const cents = async (account: string): Promise<unknown> => await read(`(select cents from ${schema}.accounts where name = '${account}')`)
+
+  const app = Fastify()
+  t.teardown(() => app.close())
+  const engine = new StubEngine()
+  await idempotent.payments(app, url.href, engine)
+  await app.ready()
+  /** A job of an event: its deliveries have the id that was stored. */
+  const jobOf = async (event: string): Promise<{ id: string, task: string, payload: unknown }> => {
+    await pool.query(`insert into ${schema}.accounts values ('${event}', 100)`)
+    const payload = { event, account: event, cents: 5 }
+    t.equal((await app.inject({ method: 'POST', url: '/webhooks/payments', payload })).statusCode, 202)
+    const [job] = engine.stored.at(-1) ?? []
+    if (job === undefined) throw new Error('nothing was stored')
+    return job
+  }
+  /** What stands in the way of the work until it is called. */
+  const lock = async (account: string): Promise<() => Promise<void>> => {
+    const client = await pool.connect()
+    await client.query(`begin; select from ${schema}.accounts where name = '${account}' for update`)
+    return async () => {
+      await client.query('commit')
+      client.release()
+    }
+  }
+  const waiting = `(select count(*)::integer from pg_stat_activity where application_name = '${schema}' and wait_event_type = 'Lock')`
+
+  await t.test('the same delivery twice has one effect', async t => {
+    const job = await jobOf('twice')
+    t.match(await engine.deliver(job), { kind: 'done' })
+    t.match(await engine.deliver({ ...job, attempt: 2 }), { kind: 'done' })
+    t.equal(await cents('twice'), 105)
+  })
+
+  await t.test('also at the same time', async t => {
+    const job = await jobOf('at once')
+    const release = await lock('at once')
+    const deliveries = [engine.deliver(job), engine.deliver({ ...job, attempt: 2 })]
+    await until(async () => await read(waiting) === 2)
+    await release()
+    t.match(await Promise.all(deliveries), [{ kind: 'done' }, { kind: 'done' }])
+    t.equal(await cents('at once'), 105)
+  })
+
+  await t.test('a connection lost behind the insert has no effect, and the next start has', async t => {
+    const job = await jobOf('lost')
+    const release = await lock('lost')
+    const delivery = engine.deliver(job)
+    await until(async () => await read(waiting) === 1)
+    await pool.query(`select pg_terminate_backend(pid) from pg_stat_activity where application_name = '${schema}' and wait_event_type = 'Lock'`)
+    t.match(await delivery, { kind: 'retry' })
+    await release()
+    t.equal(await cents('lost'), 100)
+    t.match(await engine.deliver({ ...job, attempt: 2 }), { kind: 'done' })
+    t.equal(await cents('lost'), 105)
+  })
+
+  await t.test('work that throws leaves no row behind', async t => {
+    const job = await jobOf('throws')
+    const payload = { account: 'nobody', cents: 5 }
+    t.match(await engine.deliver({ ...job, payload }), { kind: 'retry', error: { message: 'no such account' } })
+    t.match(await engine.deliver({ ...job, attempt: 2 }), { kind: 'done' })
+    t.equal(await cents('throws'), 105)
+  })
+
+  await t.test('a key is an id: repeated when its record has gone, it has no effect', async t => {
+    const job = await jobOf('again')
+    await engine.deliver(job)
+    engine.stored.length = 0
+    await app.inject({ method: 'POST', url: '/webhooks/payments', payload: { event: 'again', account: 'again', cents: 5 } })
+    const [repeated] = engine.stored.flat()
+    t.match(repeated, { id: job.id, keyed: true })
+    t.match(await engine.deliver({ ...job, ...repeated }), { kind: 'done' })
+    t.equal(await cents('again'), 105)
+  })
+
+  await t.test('noted first, it is at most once', async t => {
+    const mails: string[] = []
+    const ownPool = new pg.Pool({ connectionString: url.href })
+    t.teardown(() => ownPool.end())
+    const sendReminder = idempotent.sendReminderIn(ownPool, async to => {
+      mails.push(to)
+      throw new Error('the mail server is away')
+    })
+    const engine = new StubEngine()
+    await (await start(t, { tasks: [sendReminder], engine })).app.ready()
+    const job = { task: 'send-reminder', id: '00000000-0000-4000-8000-000000000001', payload: { to: 'ada@example.com' } }
+    t.match(await engine.deliver(job), { kind: 'retry' })
+    t.match(await engine.deliver({ ...job, attempt: 2 }), { kind: 'done' })
+    t.strictSame(mails, ['ada@example.com'])
+  })
+})
+
+t.test('an API that takes idempotency keys charges once, though its first answer never came', async t => {
+  const charges = new Map<string, unknown>()
+  const api = Fastify()
+  t.teardown(() => api.close())
+  api.post('/charges', async (request, reply) => {
+    const key = String(request.headers['idempotency-key'])
+    if (charges.has(key)) return { repeated: true }
+    charges.set(key, request.body)
+    reply.hijack()
+    reply.raw.destroy()
+  })
+  const chargeCard = idempotent.chargeCardAt(await api.listen({ host: '127.0.0.1', port: 0 }))
+  const engine = new StubEngine()
+  await (await start(t, { tasks: [chargeCard], engine })).app.ready()
+  const job = { task: 'charge-card', id: 'the task', payload: { customer: 'ada', cents: 500 } }
+  t.match(await engine.deliver(job), { kind: 'retry' })
+  t.match(await engine.deliver({ ...job, attempt: 2 }), { kind: 'done' })
+  t.strictSame([...charges], [['the task', { customer: 'ada', cents: 500 }]])
+  t.equal(idempotent.engine.name, 'pg-boss')
 })

@@ -16,7 +16,7 @@ async function writeLog (message: string): Promise<void> {
 
 /** The first example of the tutorial. */
 export async function notifications (): Promise<FastifyInstance> {
-  const app = Fastify({ logger: true })
+  const app = Fastify()
   await app.register(backgroundTasks)
 
   app.post<{ Params: { email: string } }>('/send-notification/:email', async request => {
