@@ -1,14 +1,26 @@
 /** What the guides in docs/ promise: their code is that of test/guides, which runs here. */
+import { randomUUID } from 'node:crypto'
 import { readFileSync, rmSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { Type } from '@sinclair/typebox'
+import { Queue } from 'bullmq'
 import Fastify from 'fastify'
+import { Redis } from 'ioredis'
 import pg from 'pg'
-import t from 'tap'
+import { PgBoss } from 'pg-boss'
+import t, { type Test } from 'tap'
+import { bullmq } from '../lib/engines/bullmq.js'
+import { pgBoss } from '../lib/engines/pg-boss.js'
+import { defineTask, type AnyTaskDefinition, type FastifyBackgroundTasksOptions, type TaskEngine } from '../lib/index.js'
+import * as changing from './guides/changing-definitions.js'
 import * as fromFastApi from './guides/from-fastapi.js'
 import * as idempotent from './guides/idempotent-handlers.js'
-import { start } from './support/app.js'
+import { start, type Started } from './support/app.js'
+import { opened } from './support/opened.js'
 import { openPostgres } from './support/postgres.js'
 import { StubEngine } from './support/stub-engine.js'
+
+t.setTimeout(120_000)
 
 /** Waits until it is so; a test that waits in vain is ended by its timeout. */
 async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
@@ -18,7 +30,7 @@ async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
 /** The lines of a text without what stands before them: code of a guide stands within a function of its module, or is exported. */
 const unindented = (text: string): string => `\n${text.split('\n').map(line => line.trim().replace(/^export /, '')).join('\n')}\n`
 
-for (const guide of ['from-fastapi', 'idempotent-handlers']) {
+for (const guide of ['from-fastapi', 'idempotent-handlers', 'changing-definitions']) {
   t.test(`each paragraph of code in docs/${guide}.md stands in its module, which is run below`, async t => {
     const code = unindented(readFileSync(new URL(`guides/${guide}.ts`, import.meta.url), 'utf8'))
     const text = readFileSync(new URL(`../docs/${guide}.md`, import.meta.url), 'utf8')
@@ -208,3 +220,176 @@ t.test('an API that takes idempotency keys charges once, though its first answer
   t.strictSame([...charges], [['the task', { customer: 'ada', cents: 500 }]])
   t.equal(idempotent.engine.name, 'pg-boss')
 })
+
+t.test('changing a definition whose jobs are stored', async t => {
+  t.beforeEach(() => { changing.outbox.length = 0 })
+  const old = { task: 'send-email', payload: { to: 'ada@example.com', subject: 'Hello' } }
+  /** A worker that has this definition. */
+  const worker = async (t: Test, definition: AnyTaskDefinition, options: FastifyBackgroundTasksOptions = {}): Promise<Started & { engine: StubEngine }> => {
+    const engine = new StubEngine()
+    const started = await start(t, { tasks: [definition], engine, ...options })
+    await started.app.ready()
+    return { ...started, engine }
+  }
+
+  await t.test('one more field, which is optional', async t => {
+    const { engine } = await worker(t, changing.withAnotherField())
+    t.match(await engine.deliver(old), { kind: 'done' })
+    t.match(await engine.deliver({ ...old, payload: { ...old.payload, locale: 'fr' } }), { kind: 'done' })
+    t.strictSame(changing.outbox, ['en', 'fr'].map(locale => ({ to: ['ada@example.com'], subject: 'Hello', locale })))
+  })
+
+  await t.test('one more field, with a default; a required one is refused', async t => {
+    const seen: unknown[] = []
+    const define = (locale: object): AnyTaskDefinition => defineTask({
+      name: 'send-email',
+      payload: { type: 'object', required: ['to', 'locale'], properties: { to: { type: 'string' }, locale } },
+      handler ({ locale }: { to: string, locale: string }) { seen.push(locale) }
+    })
+    t.match(await (await worker(t, define({ type: 'string', default: 'en' }))).engine.deliver(structuredClone(old)), { kind: 'done' })
+    t.strictSame(seen, ['en'])
+    t.match(await (await worker(t, define({ type: 'string' }))).engine.deliver(old), { kind: 'failed' })
+  })
+
+  await t.test('an old worker ignores a new field, or refuses it with additionalProperties: false', async t => {
+    const job = { ...old, payload: { ...old.payload, locale: 'fr' } }
+    t.match(await (await worker(t, changing.before())).engine.deliver(job), { kind: 'done' })
+    const strict = defineTask({ name: 'send-email', payload: Type.Object({ to: Type.String(), subject: Type.String() }, { additionalProperties: false }), handler () {} })
+    t.match(await (await worker(t, strict)).engine.deliver(job), { kind: 'failed', error: { code: 'FST_BGT_INVALID_PAYLOAD', message: /locale/ } })
+  })
+
+  await t.test('versions', async t => {
+    const { engine } = await worker(t, changing.withVersions())
+    t.match(await engine.deliver(old), { kind: 'done' })
+    t.match(await engine.deliver({ ...old, payload: { version: 2, recipients: ['ada@example.com'], subject: 'Hello' } }), { kind: 'done' })
+    t.strictSame(changing.outbox, Array(2).fill({ to: ['ada@example.com'], subject: 'Hello' }))
+    t.match(await engine.deliver({ ...old, payload: { version: 2, ...old.payload } }), { kind: 'failed' }, 'a broken one of version 2 is none of version 1')
+  })
+
+  await t.test('a new name beside the old one; a key is one of its name', async t => {
+    const app = Fastify()
+    t.teardown(() => app.close())
+    const engine = new StubEngine()
+    const { sendEmail, sendEmail2 } = await changing.withAnotherName(app, engine)
+    await app.ready()
+    t.match(await engine.deliver(old), { kind: 'done' })
+    t.match(await engine.deliver({ task: 'send-email-2', payload: { recipients: ['ada@example.com'], subject: 'Hello' } }), { kind: 'done' })
+    t.strictSame(changing.outbox, Array(2).fill({ to: ['ada@example.com'], subject: 'Hello' }))
+    const { id } = await app.backgroundTasks.enqueue(sendEmail, old.payload, { key: 'order 17' })
+    const other = await app.backgroundTasks.enqueue(sendEmail2, { recipients: [], subject: '' }, { key: 'order 17' })
+    t.not(other.id, id)
+    t.notOk(other.duplicate)
+  })
+
+  await t.test('what the new schema refuses has failed at once, with a line, onError, and no onFailed', async t => {
+    const told: unknown[] = []
+    const sendEmail = defineTask({
+      name: 'send-email',
+      payload: Type.Object({ recipients: Type.Array(Type.String()) }),
+      handler () { told.push('handler') },
+      onFailed () { told.push('onFailed') }
+    })
+    const { engine, logs } = await worker(t, sendEmail, { onError (error) { told.push((error as { code?: string }).code) } })
+    t.match(await engine.deliver(old), { kind: 'failed', error: { code: 'FST_BGT_INVALID_PAYLOAD' } })
+    t.strictSame(told, ['FST_BGT_INVALID_PAYLOAD'])
+    t.match(logs.filter(({ level }) => level === 50), [{ err: { code: 'FST_BGT_INVALID_PAYLOAD', message: /recipients/ }, task: { name: 'send-email' } }])
+  })
+
+  await t.test('attempts are the worker\'s, for stored jobs too', async t => {
+    const failing = (attempts: number): AnyTaskDefinition => defineTask({ name: 'send-email', retry: { attempts }, handler () { throw new Error('no') } })
+    const job = { ...old, attempt: 3 }
+    t.match(await (await worker(t, failing(3))).engine.deliver(job), { kind: 'failed' })
+    t.match(await (await worker(t, failing(4))).engine.deliver(job), { kind: 'retry' })
+  })
+
+  await t.test('renamed: both names run, and both are looked for', async t => {
+    const app = Fastify()
+    t.teardown(() => app.close())
+    const engine = new StubEngine()
+    const { notify, sendEmail } = await changing.renamed(app, engine)
+    for (const definition of [notify, sendEmail]) {
+      const { id } = await app.backgroundTasks.enqueue(definition, old.payload)
+      t.match((await app.inject(`/tasks/${id}`)).json(), { id, name: definition.name })
+      t.match(await engine.deliver({ ...old, task: definition.name }), { kind: 'done' })
+    }
+    t.equal((await app.inject('/tasks/none')).statusCode, 404)
+    t.strictSame(changing.outbox, Array(2).fill({ to: ['ada@example.com'], subject: 'Hello' }))
+  })
+})
+
+/** Two places where jobs are really stored, and how a person asks them. */
+interface Place {
+  readonly engine: () => TaskEngine<unknown>
+  readonly left: (name: string) => Promise<number>
+  readonly retry: (name: string, id: string) => Promise<unknown>
+}
+const places: Record<string, (t: Test) => Promise<Place | undefined>> = {
+  async BullMQ (t) {
+    const connection = process.env['REDIS_URL'] ?? 'redis://127.0.0.1:6379'
+    const redis = new Redis(connection, { lazyConnect: true, retryStrategy: () => null })
+    redis.on('error', () => {})
+    t.teardown(() => { redis.disconnect() })
+    if (await opened(t, 'Redis', async () => await redis.ping()) === undefined) return undefined
+    const prefix = `fbt-test-${randomUUID().slice(0, 8)}`
+    const on = async <T>(name: string, work: (queue: Queue) => Promise<T>): Promise<T> => {
+      const queue = new Queue(name, { connection: { url: connection }, prefix })
+      return await work(queue).finally(() => queue.close())
+    }
+    t.teardown(async () => { await redis.del(await redis.keys(`${prefix}:*`)) })
+    return {
+      engine: () => bullmq({ connection, prefix }),
+      left: async name => await on(name, async queue => {
+        const counts = await queue.getJobCounts('wait', 'active', 'delayed', 'prioritized')
+        return Object.values(counts).reduce((sum, count) => sum + count)
+      }),
+      retry: async (name, id) => await on(name, async queue => await (await queue.getJob(id))?.retry())
+    }
+  },
+  async 'pg-boss' (t) {
+    const postgres = await openPostgres(t)
+    if (postgres === undefined) return undefined
+    const { connectionString, schema, pool } = postgres
+    return {
+      engine: () => pgBoss({ connectionString, schema }),
+      left: async name => Number((await pool.query<{ count: string }>(`select count(*) from ${schema}.job where name = '${name}' and state < 'completed'`)).rows[0]?.count),
+      async retry (name, id) {
+        const boss = await new PgBoss({ connectionString, schema }).start()
+        await boss.retry(name, id).finally(() => boss.stop({ graceful: false }))
+      }
+    }
+  }
+}
+for (const [name, open] of Object.entries(places)) {
+  t.test(`${name}: a worker that lacks a definition leaves its jobs; what was refused can be put back`, async t => {
+    const place = await open(t)
+    if (place === undefined) return
+    const ran: unknown[] = []
+    const handler = (to: unknown): void => { ran.push(to) }
+    const sendEmail = defineTask({ name: 'send-email', handler })
+    const other = defineTask({ name: 'other', handler })
+    const web = await start(t, { tasks: [sendEmail, other], engine: place.engine(), worker: false, enqueueTimeout: 5_000 })
+    const { id } = await web.app.backgroundTasks.enqueue(sendEmail, 'ada')
+    await web.app.backgroundTasks.enqueue(other, 'other')
+    const worker = async (...tasks: AnyTaskDefinition[]): Promise<Started> => {
+      const started = await start(t, { tasks, engine: place.engine(), enqueueTimeout: 5_000 })
+      await started.app.ready()
+      return started
+    }
+    const first = await worker(other)
+    await until(async () => await place.left('other') === 0)
+    await first.app.close()
+    t.match(await web.app.backgroundTasks.get(sendEmail, id), { state: 'pending', attempt: 0 })
+    t.equal(await place.left('send-email'), 1)
+
+    const second = await worker(defineTask({ name: 'send-email', payload: Type.Array(Type.String()), handler }))
+    await until(async () => await place.left('send-email') === 0)
+    await second.app.close()
+    t.match(await web.app.backgroundTasks.get(sendEmail, id), { state: 'failed', attempt: 1, error: { code: 'FST_BGT_INVALID_PAYLOAD' } })
+
+    await place.retry('send-email', id)
+    await worker(sendEmail)
+    await until(async () => (await web.app.backgroundTasks.get(sendEmail, id))?.state === 'succeeded')
+    t.match(await web.app.backgroundTasks.get(sendEmail, id), { attempt: 2 })
+    t.strictSame(ran, ['other', 'ada'])
+  })
+}
