@@ -4,7 +4,7 @@ import { readFileSync, rmSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Type } from '@sinclair/typebox'
 import { Queue } from 'bullmq'
-import Fastify from 'fastify'
+import Fastify, { type FastifyInstance } from 'fastify'
 import { Redis } from 'ioredis'
 import pg from 'pg'
 import { PgBoss } from 'pg-boss'
@@ -15,9 +15,11 @@ import { defineTask, type AnyTaskDefinition, type FastifyBackgroundTasksOptions,
 import * as changing from './guides/changing-definitions.js'
 import * as fromFastApi from './guides/from-fastapi.js'
 import * as idempotent from './guides/idempotent-handlers.js'
-import { start, type Started } from './support/app.js'
+import * as migrating from './guides/migrating.js'
+import { deferred, start, type Started } from './support/app.js'
 import { opened } from './support/opened.js'
 import { openPostgres } from './support/postgres.js'
+import { connectRaw, requestText } from './support/sockets.js'
 import { StubEngine } from './support/stub-engine.js'
 
 t.setTimeout(120_000)
@@ -30,7 +32,7 @@ async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
 /** The lines of a text without what stands before them: code of a guide stands within a function of its module, or is exported. */
 const unindented = (text: string): string => `\n${text.split('\n').map(line => line.trim().replace(/^export /, '')).join('\n')}\n`
 
-for (const guide of ['from-fastapi', 'idempotent-handlers', 'changing-definitions']) {
+for (const guide of ['from-fastapi', 'idempotent-handlers', 'changing-definitions', 'migrating']) {
   t.test(`each paragraph of code in docs/${guide}.md stands in its module, which is run below`, async t => {
     const code = unindented(readFileSync(new URL(`guides/${guide}.ts`, import.meta.url), 'utf8'))
     const text = readFileSync(new URL(`../docs/${guide}.md`, import.meta.url), 'utf8')
@@ -317,6 +319,17 @@ t.test('changing a definition whose jobs are stored', async t => {
   })
 })
 
+async function openRedis (t: Test): Promise<{ connection: string, prefix: string } | undefined> {
+  const connection = process.env['REDIS_URL'] ?? 'redis://127.0.0.1:6379'
+  const redis = new Redis(connection, { lazyConnect: true, retryStrategy: () => null })
+  redis.on('error', () => {})
+  t.teardown(() => { redis.disconnect() })
+  if (await opened(t, 'Redis', async () => await redis.ping()) === undefined) return undefined
+  const prefix = `fbt-test-${randomUUID().slice(0, 8)}`
+  t.teardown(async () => { await redis.del(await redis.keys(`${prefix}:*`)) })
+  return { connection, prefix }
+}
+
 /** Two places where jobs are really stored, and how a person asks them. */
 interface Place {
   readonly engine: () => TaskEngine<unknown>
@@ -325,17 +338,13 @@ interface Place {
 }
 const places: Record<string, (t: Test) => Promise<Place | undefined>> = {
   async BullMQ (t) {
-    const connection = process.env['REDIS_URL'] ?? 'redis://127.0.0.1:6379'
-    const redis = new Redis(connection, { lazyConnect: true, retryStrategy: () => null })
-    redis.on('error', () => {})
-    t.teardown(() => { redis.disconnect() })
-    if (await opened(t, 'Redis', async () => await redis.ping()) === undefined) return undefined
-    const prefix = `fbt-test-${randomUUID().slice(0, 8)}`
+    const redis = await openRedis(t)
+    if (redis === undefined) return undefined
+    const { connection, prefix } = redis
     const on = async <T>(name: string, work: (queue: Queue) => Promise<T>): Promise<T> => {
       const queue = new Queue(name, { connection: { url: connection }, prefix })
       return await work(queue).finally(() => queue.close())
     }
-    t.teardown(async () => { await redis.del(await redis.keys(`${prefix}:*`)) })
     return {
       engine: () => bullmq({ connection, prefix }),
       left: async name => await on(name, async queue => {
@@ -393,3 +402,173 @@ for (const [name, open] of Object.entries(places)) {
     t.strictSame(ran, ['other', 'ada'])
   })
 }
+
+/** A shop that says what it does, and waits where it is told to. */
+class TestShop implements migrating.Shop {
+  readonly done: string[] = []
+  saving: Promise<void> = Promise.resolve()
+  mailing: Promise<void> = Promise.resolve()
+  readonly saveOrder = async (): Promise<{ id: string }> => {
+    this.done.push('saving')
+    await this.saving
+    this.done.push('saved')
+    return { id: '1' }
+  }
+
+  readonly sendMail = async (to: string, subject = 'no subject'): Promise<void> => {
+    this.done.push('mailing')
+    await this.mailing
+    this.done.push(`mailed ${to}, ${subject}`)
+  }
+
+  readonly audit = async (_id: string, statusCode: number | undefined): Promise<void> => {
+    this.done.push(`audited ${String(statusCode)}`)
+  }
+}
+
+t.test('migrating', async t => {
+  const order = { method: 'POST', url: '/orders', payload: { email: 'ada@example.com' } } as const
+  const MAILED = 'mailed ada@example.com, no subject'
+  const withRoutes = async (t: Test, routes: (app: FastifyInstance, shop: migrating.Shop) => Promise<void>, options?: FastifyBackgroundTasksOptions): Promise<Started & { shop: TestShop }> => {
+    const started = await start(t, options, { forceCloseConnections: true })
+    const shop = new TestShop()
+    await routes(started.app, shop)
+    return { ...started, shop }
+  }
+  const isMailed = (shop: TestShop) => (): boolean => shop.done.includes(MAILED)
+
+  await t.test('a client that hangs up while the handler runs loses the mail of a hook, not that of a task', async t => {
+    for (const [routes, done] of [[migrating.onResponseBefore, ['saving', 'saved']], [migrating.after, ['saving', 'saved', 'mailing', MAILED]]] as const) {
+      const { app, shop } = await withRoutes(t, routes)
+      const { promise, resolve } = deferred()
+      shop.saving = promise
+      const closed = deferred()
+      const replied = deferred()
+      app.addHook('onRequest', async (_, reply) => { reply.raw.on('close', closed.resolve) })
+      app.addHook('onSend', async () => { replied.resolve() })
+      const socket = await connectRaw(t, app)
+      socket.write(requestText('/orders', 'POST', JSON.stringify(order.payload)).replace('text/plain', 'application/json'))
+      await until(() => shop.done.includes('saving'))
+      socket.destroy()
+      await closed.promise
+      resolve()
+      await replied.promise
+      // The hook would have been called by the time of a turn behind the reply.
+      await app.backgroundTasks.idle()
+      await new Promise<void>(resolve => { app.backgroundTasks.addTask(resolve) })
+      t.strictSame(shop.done, done)
+    }
+  })
+
+  await t.test('a hook before it that throws skips a hook, not a task', async t => {
+    const throwing = async (app: FastifyInstance): Promise<void> => {
+      app.addHook('onResponse', async () => { throw new Error('no') })
+    }
+    const before = await withRoutes(t, async (app, shop) => {
+      await throwing(app)
+      await migrating.onResponseBefore(app, shop)
+    })
+    const after = await withRoutes(t, async (app, shop) => {
+      await throwing(app)
+      await migrating.after(app, shop)
+    })
+    for (const { app, shop } of [before, after]) {
+      t.equal((await app.inject(order)).statusCode, 201)
+      await app.backgroundTasks.idle()
+      await new Promise<void>(resolve => { app.backgroundTasks.addTask(resolve) })
+      t.equal(isMailed(shop)(), shop === after.shop)
+    }
+  })
+
+  await t.test('close() waits for neither hook nor setImmediate, but for a task; and a hook holds up the request log', async t => {
+    for (const routes of [migrating.onResponseBefore, migrating.setImmediateBefore]) {
+      const { app, shop, logs } = await withRoutes(t, routes)
+      const { promise, resolve } = deferred()
+      shop.mailing = promise
+      await app.inject(order)
+      await until(() => shop.done.includes('mailing'))
+      t.equal(logs.some(({ msg }) => msg === 'request completed'), routes === migrating.setImmediateBefore)
+      await app.close()
+      t.notOk(isMailed(shop)())
+      resolve()
+      await until(isMailed(shop))
+    }
+    const { app, shop, logs } = await withRoutes(t, migrating.after)
+    const { promise, resolve } = deferred()
+    shop.mailing = promise
+    await app.inject(order)
+    await until(() => shop.done.includes('mailing'))
+    t.ok(logs.some(({ msg }) => msg === 'request completed'))
+    const closing = app.close()
+    await until(() => logs.some(({ msg }) => msg.startsWith('waiting for background tasks')))
+    resolve()
+    await closing
+    t.ok(isMailed(shop)())
+  })
+
+  await t.test('setImmediate mails for a request that fails, before the reply is out', async t => {
+    for (const [routes, mails] of [[migrating.setImmediateBefore, true], [migrating.after, false]] as const) {
+      const { app, shop } = await withRoutes(t, routes)
+      app.addHook('onSend', async () => {
+        if (mails) await until(isMailed(shop))
+        throw new Error('no')
+      })
+      t.equal((await app.inject(order)).statusCode, 500)
+      await app.backgroundTasks.idle()
+      t.equal(isMailed(shop)(), mails)
+    }
+  })
+
+  await t.test('a hook for every request sees its outcome in a task', async t => {
+    const { app, shop } = await withRoutes(t, async (app, shop) => {
+      await migrating.auditAfter(app, shop)
+      await migrating.after(app, shop)
+    })
+    await app.inject(order)
+    await app.backgroundTasks.idle()
+    await app.inject('/nowhere')
+    await app.backgroundTasks.idle()
+    t.strictSame(shop.done, ['saving', 'saved', 'audited 201', 'mailing', MAILED, 'audited 404'])
+  })
+
+  await t.test('BullMQ: what the old queue holds runs under a definition of its name and prefix', async t => {
+    const redis = await openRedis(t)
+    if (redis === undefined) return
+    const { connection, prefix } = redis
+    const shop = new TestShop()
+    const { emails, worker } = migrating.queueBefore({ url: connection }, prefix, shop)
+    t.teardown(() => emails.close())
+    const before = Fastify()
+    t.teardown(() => before.close())
+    before.addHook('onSend', async () => { throw new Error('no') })
+    await migrating.bullmqBefore(before, shop, emails)
+    t.equal((await before.inject(order)).statusCode, 500)
+    t.equal(await emails.getWaitingCount(), 1, 'a request that failed has its job all the same')
+    await emails.add('another-name', { to: 'grace@example.com', subject: 'Hello' })
+
+    // Its first mail fails, and is tried again.
+    shop.mailing = Promise.reject(new Error('no'))
+    shop.mailing.catch(() => {})
+    const app = Fastify()
+    t.teardown(() => app.close())
+    await migrating.bullmqAfter(app, shop, connection, prefix)
+    await app.ready()
+    await until(() => shop.done.filter(what => what === 'mailing').length === 2)
+    shop.mailing = Promise.resolve()
+    await until(() => ['mailed ada@example.com, Your order', 'mailed grace@example.com, Hello'].every(mail => shop.done.includes(mail)))
+    await app.close()
+
+    shop.done.length = 0
+    const web = Fastify()
+    t.teardown(() => web.close())
+    await migrating.bullmqAfter(web, shop, connection, `${prefix}:web`)
+    t.equal((await web.inject(order)).statusCode, 201)
+    await until(() => shop.done.includes('mailed ada@example.com, Your order'))
+
+    // What the old worker makes of a new job.
+    const old = worker()
+    t.teardown(() => old.close())
+    await emails.add('send-email', { payload: { to: 'ada@example.com', subject: 'Your order' } })
+    await until(() => shop.done.includes('mailed undefined, no subject'))
+  })
+})
