@@ -572,3 +572,96 @@ t.test('migrating', async t => {
     await until(() => shop.done.includes('mailed undefined, no subject'))
   })
 })
+
+t.test('which promise', async t => {
+  const job = defineTask({ name: 'job', handler (name: string) { ran.push(name) } })
+  const ran: string[] = []
+  t.beforeEach(() => { ran.length = 0 })
+  const tx = { executeSql: async () => ({ rows: [] }) }
+  /** A route for each way, on an engine that may be down. */
+  const ways = async (t: Test, options: FastifyBackgroundTasksOptions = {}, isDown = false): Promise<Started & { engine: StubEngine, names: () => unknown[] }> => {
+    const engine = new StubEngine()
+    if (isDown) engine.onEnqueue = async () => { throw new Error('connection refused') }
+    const started = await start(t, { tasks: [job], engine, enqueueTimeout: 5_000, ...options }, { forceCloseConnections: true })
+    const { app } = started
+    app.get('/function', async request => { request.backgroundTasks.addTask(() => { ran.push('function') }) })
+    app.get('/definition', async request => {
+      request.backgroundTasks.addTask(() => { ran.push('function') })
+      request.backgroundTasks.addTask(job, 'definition')
+    })
+    app.get('/enqueue', async () => await app.backgroundTasks.enqueue(job, 'enqueue'))
+    app.get('/tx', async () => await app.backgroundTasks.enqueue(job, 'tx', { tx }))
+    return { ...started, engine, names: () => engine.stored.flat().map(({ payload }) => payload) }
+  }
+
+  await t.test('the client hangs up: functions run, jobs are stored, and the handler goes on', async t => {
+    const { app, names } = await ways(t)
+    const entered = deferred()
+    const closed = deferred()
+    app.get('/', async (request, reply) => {
+      reply.raw.on('close', closed.resolve)
+      request.backgroundTasks.addTask(() => { ran.push('function') })
+      request.backgroundTasks.addTask(job, 'definition')
+      entered.resolve()
+      await closed.promise
+      ran.push('awaited')
+      await app.backgroundTasks.enqueue(job, 'enqueue')
+      return 'nobody reads it'
+    })
+    const socket = await connectRaw(t, app)
+    socket.write(requestText('/'))
+    await entered.promise
+    socket.destroy()
+    await closed.promise
+    await app.backgroundTasks.idle()
+    t.strictSame(ran, ['awaited', 'function'])
+    t.strictSame(names(), ['enqueue', 'definition'])
+  })
+
+  await t.test('the request fails behind it: only what was enqueued is stored', async t => {
+    const { app, names } = await ways(t)
+    app.get('/', async request => {
+      request.backgroundTasks.addTask(() => { ran.push('function') })
+      request.backgroundTasks.addTask(job, 'definition')
+      await app.backgroundTasks.enqueue(job, 'enqueue')
+      throw new Error('no')
+    })
+    t.equal((await app.inject('/')).statusCode, 500)
+    await app.backgroundTasks.idle()
+    t.strictSame(ran, [])
+    t.strictSame(names(), ['enqueue'])
+  })
+
+  await t.test('the engine is down', async t => {
+    const status = async (app: FastifyInstance): Promise<unknown[]> => {
+      const replies: unknown[] = []
+      for (const path of ['/function', '/definition', '/enqueue', '/tx']) replies.push((await app.inject(path)).statusCode)
+      await app.backgroundTasks.idle()
+      return replies
+    }
+    t.strictSame(await status((await ways(t, {}, true)).app), [200, 503, 503, 503])
+    t.strictSame(ran, ['function'], 'the functions of a request that failed for its job are skipped')
+    ran.length = 0
+    const { app, logs } = await ways(t, { fallback: 'local' }, true)
+    t.strictSame(await status(app), [200, 200, 200, 503], 'what belongs to a transaction does not run without it')
+    t.strictSame(ran.sort(), ['definition', 'enqueue', 'function', 'function'])
+    t.equal(logs.filter(({ level, msg }) => level === 40 && msg.includes('it runs here')).length, 2)
+  })
+
+  await t.test('without an engine, enqueue adds to this process, and tx is refused', async t => {
+    const { app } = await start(t, { tasks: [job] })
+    t.match(await app.backgroundTasks.enqueue(job, 'local'), { duplicate: false })
+    await app.backgroundTasks.idle()
+    t.strictSame(ran, ['local'])
+    await t.rejects(app.backgroundTasks.enqueue(job, 'tx', { tx }), { code: 'FST_BGT_UNSUPPORTED' })
+  })
+
+  await t.test('a local definition that would start again behind the deadline is named at once', async t => {
+    const failing = defineTask({ name: 'failing', retry: { backoff: { type: 'fixed', delay: 60_000 } }, handler () { throw new Error('no') } })
+    const { app, logs } = await start(t, { tasks: [failing], closeTimeout: 50_000 })
+    app.backgroundTasks.addTask(failing, undefined)
+    await until(() => logs.some(({ level }) => level === 40))
+    await app.close()
+    t.match(logs.filter(({ level }) => level === 50), [{ msg: /abandoned.*failing/ }])
+  })
+})
