@@ -77,7 +77,7 @@ export class TaskJob {
    */
   run (task: BackgroundTask): unknown {
     const { definition } = this.known
-    if (this.attempt > definition.retry.attempts) throw new Error('the process that ran the task died during its last attempt')
+    if (this.attempt > definition.retry.attempts) throw new Error('no attempt is left: the process that ran the last one died, or the job was put back by hand')
     const { app } = this.#surroundings
     const { id, headers, requestId } = this.origin
     const { attempt } = this
