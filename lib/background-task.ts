@@ -1,7 +1,8 @@
 import { AsyncResource } from 'node:async_hooks'
 import { randomUUID } from 'node:crypto'
+import { inspect } from 'node:util'
 import type { AnyTaskDefinition, TaskDefinition } from './define-task.js'
-import { FST_BGT_INVALID_TASK } from './errors.js'
+import { FST_BGT_INVALID_TASK, typeOf } from './errors.js'
 import type { JobOptions } from './jobs.js'
 import type { RunOptions, TaskOptions } from './options.js'
 import type { TaskJob } from './task-job.js'
@@ -153,6 +154,17 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     return this.#state
   }
 
+  /** For a reply or a log: never its arguments. */
+  toJSON (): { id: string, name: string, state: TaskState } {
+    const { id, name, state } = this
+    return { id, name, state }
+  }
+
+  /** @internal */
+  [inspect.custom] (): string {
+    return `BackgroundTask ${inspect(this.toJSON())}`
+  }
+
   /** @internal Those of its function, until it has ended. */
   get args (): readonly unknown[] {
     return this.#call?.args ?? []
@@ -271,11 +283,7 @@ export function invalidTask (where: string, value: unknown, orTask = false): Err
 
 function kindOf (value: unknown): string {
   if (value instanceof BackgroundTask) return 'a BackgroundTask'
-  if (value instanceof Promise) return 'a promise: pass the function itself, do not call it'
-  if (value === null || value === undefined) return String(value)
-  if (typeof value !== 'object') return `a ${typeof value}`
-  // The prototype's: an own `constructor` is part of what was passed.
-  return `an object (${Object.getPrototypeOf(value)?.constructor?.name ?? 'without a prototype'})`
+  return `${typeOf(value)}: pass the function itself, do not call it`
 }
 
 function notFree (where: string, task: BackgroundTask): Error {

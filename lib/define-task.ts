@@ -1,7 +1,7 @@
 import type { FastifyBaseLogger, FastifyInstance, FastifyTypeProvider } from 'fastify'
 import type { TaskCondition } from './options.js'
 import { check, CONDITION, COUNT, DURATION, FUNCTION, NAME, OBJECT, SECONDS, TIMER_DELAY, type Rule, type Rules } from './rules.js'
-import { FST_BGT_INVALID_OPTION, show } from './errors.js'
+import { FST_BGT_INVALID_OPTION } from './errors.js'
 import { isStandardSchema, type InferInput, type InferOutput, type StandardSchema } from './standard-schema.js'
 
 /** What a handler is given beside the payload. */
@@ -114,6 +114,11 @@ export class TaskDefinition<in Payload = never, out Result = unknown> {
 /** Any definition. */
 export type AnyTaskDefinition = TaskDefinition<never, unknown>
 
+/** A schema of `typebox` 1.x does not say what its type is: where none is written either, it would be lost without a word. */
+type UntypedSchema<Schema, Payload> = [unknown, Schema] extends [Payload, { readonly '~kind': unknown }]
+  ? { readonly '~kind': 'typebox 1.x: use defineTask.withTypeProvider<TypeBoxTypeProvider>()({ … })' }
+  : Schema
+
 /** @throws FST_BGT_INVALID_OPTION with the option, what was passed and what is accepted */
 export interface DefineTask {
   /** With a Standard Schema (zod, valibot, arktype, …): `addTask` takes its input, the handler gets its output. */
@@ -125,8 +130,8 @@ export interface DefineTask {
     options: { readonly payload: S } & TaskDefinitionOptions<S['static'], Result>
   ): TaskDefinition<S['static'], Result>
   /** With plain JSON Schema, or none, and a type written by hand. */
-  <Payload, Result = unknown>(
-    options: { readonly payload?: object } & TaskDefinitionOptions<Payload, Result>
+  <Payload, Result = unknown, Schema extends object = object>(
+    options: { readonly payload?: Schema & UntypedSchema<Schema, Payload> } & TaskDefinitionOptions<Payload, Result>
   ): TaskDefinition<Payload, Result>
   /** A `defineTask` whose payload types come from a type provider of Fastify. */
   withTypeProvider: <Provider extends FastifyTypeProvider>() => <const S, Result>(
@@ -158,13 +163,13 @@ const DEFINITION_RULES: Rules = {
   name: QUEUE_NAME,
   payload: SCHEMA,
   timeout: DURATION,
-  retry: OBJECT,
+  retry: { ...OBJECT, accepts: 'an object of attempts, backoff and when' },
   when: CONDITION,
-  keep: OBJECT,
+  keep: { ...OBJECT, accepts: 'an object of succeeded and failed, in seconds' },
   handler: FUNCTION,
   onFailed: FUNCTION
 }
-const RETRY_RULES: Rules = { attempts: COUNT, backoff: OBJECT, when: FUNCTION }
+const RETRY_RULES: Rules = { attempts: COUNT, backoff: { ...OBJECT, accepts: 'an object of type, delay and maxDelay, in milliseconds' }, when: FUNCTION }
 const BACKOFF_TYPE: Rule = { accepts: '\'exponential\' or \'fixed\'', holds: value => value === 'exponential' || value === 'fixed' }
 const BACKOFF_RULES: Rules = { type: BACKOFF_TYPE, delay: TIMER_DELAY, maxDelay: TIMER_DELAY }
 const KEEP_RULES: Rules = { succeeded: SECONDS, failed: SECONDS }
@@ -172,7 +177,7 @@ const KEEP_RULES: Rules = { succeeded: SECONDS, failed: SECONDS }
 function checkDefinition (options: TaskDefinitionOptions<never, unknown> & { readonly payload?: unknown }): void {
   check('defineTask', options, DEFINITION_RULES)
   for (const name of ['name', 'handler'] as const) {
-    if (options[name] === undefined) throw new FST_BGT_INVALID_OPTION(`defineTask needs the option "${name}"; received ${show(Object.keys(options))}`)
+    if (options[name] === undefined) throw new FST_BGT_INVALID_OPTION(`defineTask needs the option "${name}"; received ${Object.keys(options).join(', ') || 'none'}`)
   }
   const where = `the task "${options.name}"`
   check(`retry of ${where}`, options.retry ?? {}, RETRY_RULES)

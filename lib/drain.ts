@@ -1,3 +1,4 @@
+import type { BackgroundTask } from './background-task.js'
 import { bindingsOf } from './ledger.js'
 import { attempt } from './limits.js'
 import type { Runner } from './runner.js'
@@ -81,12 +82,19 @@ function endUnsettled (lists: Iterable<TaskList>): boolean {
 }
 
 function abandon (runner: Runner, why: string): void {
+  const cutOff = runner.abandonAll()
+  const abandoned = cutOff.filter(({ task }) => task.state === 'abandoned')
+  const released = cutOff.filter(({ task }) => task.state !== 'abandoned')
+  if (abandoned.length > 0) sayWhatIsCutOff(abandoned, (tasks, names) => { runner.log.error({ tasks }, `background tasks abandoned, ${why}: ${names}`) })
+  if (released.length > 0) sayWhatIsCutOff(released, (tasks, names) => { runner.log.info({ tasks }, `background tasks given back to their engine, ${why}: ${names}`) })
+}
+
+function sayWhatIsCutOff (cutOff: ReadonlyArray<{ list: TaskList, task: BackgroundTask }>, say: (tasks: object[], names: string) => void): void {
   const now = performance.now()
-  const tasks = runner.abandonAll().map(({ list, task }) => ({
-    ...bindingsOf(task), requestId: list.request?.id, ageMs: Math.round(now - task.addedAt)
-  }))
-  // All of them may go back to their engine.
-  if (tasks.length === 0) return
-  const names = tasks.map(task => task.name).join(', ')
-  attempt(() => { runner.log.error({ tasks }, `background tasks abandoned, ${why}: ${names}`) })
+  attempt(() => {
+    const tasks = cutOff.map(({ list, task }) => ({
+      ...bindingsOf(task), requestId: list.request?.id ?? task.options?.job?.origin.requestId, ageMs: Math.round(now - task.addedAt)
+    }))
+    say(tasks, cutOff.map(({ task }) => task.name).join(', '))
+  })
 }

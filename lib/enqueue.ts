@@ -1,7 +1,7 @@
 /** `enqueue` and `get` of the app: one task at once, in whatever placement. */
-import type { AnyTaskDefinition } from './define-task.js'
+import { TaskDefinition, type AnyTaskDefinition } from './define-task.js'
 import type { JobRecord, Receipt } from './engines/engine.js'
-import { FST_BGT_CLOSED } from './errors.js'
+import { FST_BGT_CLOSED, FST_BGT_INVALID_TASK, typeOf } from './errors.js'
 import { JOB_RULES, type JobOptions } from './jobs.js'
 import { check, OBJECT, type Rules } from './rules.js'
 import type { Runner } from './runner.js'
@@ -28,6 +28,7 @@ const ENQUEUE_RULES: Rules = {
 }
 
 export async function enqueue (runner: Runner, definition: AnyTaskDefinition, payload: unknown, options: EnqueueOptions = {}): Promise<Receipt> {
+  checkDefinition('enqueue', definition)
   check('enqueue', options, ENQUEUE_RULES)
   if (runner.closed) throw new FST_BGT_CLOSED('enqueue')
   const { tx, ...jobOptions } = options
@@ -57,10 +58,20 @@ export async function enqueue (runner: Runner, definition: AnyTaskDefinition, pa
 }
 
 export async function get (runner: Runner, definition: AnyTaskDefinition, id: string): Promise<JobRecord | undefined> {
+  checkDefinition('get', definition)
+  if (typeof id !== 'string') throw new FST_BGT_INVALID_TASK(`get accepts a definition and the id of a task; received ${typeOf(id)} for the id`)
   if (runner.closed) throw new FST_BGT_CLOSED('get')
+  // What is recorded is here, and would not be found there.
+  if (runner.recorder !== undefined) runner.jobs.refuseUnless('get', definition)
   const local = runner.jobs.find(definition, id)
   const { dispatch } = runner
   if (dispatch === undefined || local !== undefined) return local
   runner.jobs.refuseUnless('get', definition)
   return await dispatch.link.get(definition.name, id)
+}
+
+/** @throws FST_BGT_INVALID_TASK */
+function checkDefinition (where: string, definition: unknown): void {
+  if (definition instanceof TaskDefinition) return
+  throw new FST_BGT_INVALID_TASK(`${where} accepts a definition, which defineTask makes; received ${typeOf(definition)}`)
 }

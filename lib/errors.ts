@@ -53,13 +53,17 @@ export const FST_BGT_CLOSED = createError('FST_BGT_CLOSED', '%s was called after
 /** A job could not be stored in time: 503, sent with `Retry-After`. It may have been stored all the same. */
 export const FST_BGT_ENGINE_UNAVAILABLE = createError(
   'FST_BGT_ENGINE_UNAVAILABLE',
-  'The background task engine "%s" is not available: %s. Retry later',
+  'The background task engine "%s" is not available. Retry later',
   503
 )
 
-/** The error of an engine that could not do something in time, with the headers that Fastify's error handler sends along. */
+/**
+ * The error of an engine that could not do something in time, with the headers that Fastify's error handler sends along.
+ * Clients are sent its message: the reason, which names hosts, is its `cause`, for the log.
+ */
 export function unavailable (engine: string, reason: string): Error {
-  return Object.assign(new FST_BGT_ENGINE_UNAVAILABLE(engine, reason), { headers: { 'retry-after': RETRY_AFTER } })
+  const error = new FST_BGT_ENGINE_UNAVAILABLE(engine, { cause: new Error(reason) })
+  return Object.assign(error, { headers: { 'retry-after': RETRY_AFTER } })
 }
 
 /** Whether the client is asked to come again. */
@@ -78,4 +82,14 @@ export function show (value: unknown): string {
   if (typeof value === 'function') return `the function ${value.name === '' ? '(anonymous)' : value.name}`
   const text = inspect(value, { depth: 0, breakLength: Infinity, maxStringLength: 60, maxArrayLength: 3 })
   return text.length > 100 ? `${text.slice(0, 97)}...` : text
+}
+
+/** What kind of thing was passed, and not what is in it: arguments and payloads do not belong in a log. */
+export function typeOf (value: unknown): string {
+  if (value instanceof Promise) return 'a promise'
+  if (value === null || value === undefined) return String(value)
+  if (typeof value === 'function') return `the function ${value.name || '(anonymous)'}`
+  if (typeof value !== 'object') return `a ${typeof value}`
+  // The prototype's: an own `constructor` is part of what was passed.
+  return `an object (${Object.getPrototypeOf(value)?.constructor?.name ?? 'without a prototype'})`
 }

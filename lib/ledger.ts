@@ -147,13 +147,10 @@ export class Ledger {
 }
 
 /** What a log line says of a task: never its arguments. */
-export function bindingsOf (task: BackgroundTask): { id: string, name: string, attempt?: number, requestId?: string } {
+export function bindingsOf (task: BackgroundTask): { id: string, name: string, attempt?: number } {
   const { id, name } = task
   const job = task.options?.job
-  if (job === undefined) return { id, name }
-  const { delivery, requestId } = job.origin
-  // The others have the request's logger.
-  return { id, name, attempt: job.attempt, ...delivery !== undefined && requestId !== undefined && { requestId } }
+  return job === undefined ? { id, name } : { id, name, attempt: job.attempt }
 }
 
 export function messageOf (list: TaskList, task: BackgroundTask): TaskAddedMessage {

@@ -4,6 +4,7 @@ import type { AnyTaskDefinition } from './define-task.js'
 import type { TaskEngine } from './engines/engine.js'
 import type { ExchangeOutcome } from './exchange.js'
 import type { TaskJob } from './task-job.js'
+import { FST_BGT_INVALID_OPTION } from './errors.js'
 import { BOOLEAN, check, CONDITION, COUNT, DURATION, FUNCTION, LIMIT, NAME, OBJECT, TIMER_DELAY, type Rules } from './rules.js'
 
 /**
@@ -32,7 +33,7 @@ export interface FastifyBackgroundTasksOptions {
 
   /**
    * Called with each failure; the next task of the list waits for its promise. Its own failure is logged, never thrown.
-   * `request` is `undefined` for tasks of the app.
+   * `request` is `undefined` for tasks of the app, and for what an engine has delivered.
    */
   readonly onError?: ((error: unknown, task: BackgroundTask, request: FastifyRequest | undefined) => void | Promise<void>) | undefined
 
@@ -210,6 +211,9 @@ function resolveWorker (worker: NonNullable<FastifyBackgroundTasksOptions['worke
 
 /** @throws FST_BGT_INVALID_OPTION */
 export function checkTaskOptions (options: TaskOptions, ofApp: boolean): TaskOptions {
+  if (ofApp && options?.when !== undefined) {
+    throw new FST_BGT_INVALID_OPTION('The option "when" of with is for tasks of a request: those of the app have no exchange that could decide')
+  }
   check('with', options, ofApp ? APP_TASK_RULES : REQUEST_TASK_RULES)
   return options
 }

@@ -51,7 +51,7 @@ export function check (where: string, options: unknown, rules: Rules, ignored?: 
     const rule = Object.hasOwn(rules, name) ? rules[name] : undefined
     if (rule === undefined) {
       if (ignored?.has(name) === true) continue
-      throw new FST_BGT_INVALID_OPTION(`${where} has no option "${name}"; it accepts ${Object.keys(rules).join(', ')}`)
+      throw new FST_BGT_INVALID_OPTION(`${where} has no option "${name}"; it accepts ${Object.keys(rules).join(', ') || 'none'}`)
     }
     if (value !== undefined && !rule.holds(value)) {
       throw new FST_BGT_INVALID_OPTION(`The option "${name}" of ${where} accepts ${rule.accepts}; received ${refused(value, rule.isSecret)}`)
@@ -60,5 +60,5 @@ export function check (where: string, options: unknown, rules: Rules, ignored?: 
 }
 
 function refused (value: unknown, isSecret: boolean | undefined): string {
-  return isSecret === true && value !== null ? `a ${typeof value}, not shown here` : show(value)
+  return isSecret === true && value !== null && value !== '' ? `a ${typeof value}, not shown here` : show(value)
 }

@@ -118,7 +118,10 @@ export class Runner {
     this.#watchers.push(notify)
   }
 
-  /** Cuts off what is left of all lists, and tells their signals and cleanups. */
+  /**
+   * Cuts off what is left of all lists, and tells their signals and cleanups. It is `abandoned` then, or `enqueued`: what an
+   * engine had delivered goes back there.
+   */
   abandonAll (): Array<{ list: TaskList, task: BackgroundTask }> {
     this.closed = true
     this.#controller ??= new AbortController()
@@ -127,16 +130,13 @@ export class Runner {
   }
 
   #abandon (list: TaskList): BackgroundTask[] {
-    const tasks: BackgroundTask[] = []
     const left = list.takeAll()
     this.#runs.cutOff(list, this.signal.reason)
     for (const task of left) {
       const job = task.options?.job
       if (job?.origin.delivery === undefined) {
         this.ledger.abandoned(list, task)
-        tasks.push(task)
       } else {
-        // Not lost: its engine gives it to another process.
         this.ledger.released(list, task)
         task.abort()
         job.settle({ kind: 'released' })
@@ -146,7 +146,7 @@ export class Runner {
     for (let cleanup = list.nextCleanup(); cleanup !== undefined; cleanup = list.nextCleanup()) this.#runs.cleanUp(list, cleanup)
     if (list.phase === 'waiting') this.#leave(list)
     else this.#finish(list)
-    return tasks
+    return left
   }
 
   #queue (list: TaskList): void {

@@ -61,6 +61,13 @@ export class TaskJob {
     return this.known.definition.name
   }
 
+  /** With the id of the request that it comes from, under the name that the app's own lines have for it. */
+  get log (): FastifyBaseLogger {
+    const { app, log } = this.#surroundings
+    const { delivery, requestId } = this.origin
+    return delivery === undefined || requestId === undefined ? log : log.child({ [app.initialConfig.requestIdLogLabel ?? 'reqId']: requestId })
+  }
+
   /** Milliseconds until it may start. */
   waitMs (): number {
     return this.dueAt - Date.now()
@@ -81,7 +88,7 @@ export class TaskJob {
     const { app } = this.#surroundings
     const { id, headers, requestId } = this.origin
     const { attempt } = this
-    const log = this.#log
+    const { log } = this
     const context: TaskContext = { id, attempt, get signal () { return task.signal }, log, app, headers, requestId }
     return definition.handler(this.#read() as never, context)
   }
@@ -107,7 +114,7 @@ export class TaskJob {
     if (onFailed === undefined || this.#isRefused(error)) return undefined
     const input = this.#input
     const context: FailedTaskContext = {
-      id: this.origin.id, attempts: Math.min(this.attempt, retry.attempts), log: this.#log, app: this.#surroundings.app
+      id: this.origin.id, attempts: Math.min(this.attempt, retry.attempts), log: this.log, app: this.#surroundings.app
     }
     return () => onFailed(this.known.read(parse(input)) as never, error, context)
   }
@@ -117,7 +124,7 @@ export class TaskJob {
       this.result = resultToJson(result)
     } catch (err) {
       // The work is done: to do it again would not make its result JSON.
-      attempt(() => { this.#log.warn({ err, task: { id: this.origin.id, name: this.name } }, 'the result of a background task is not JSON: it is not kept') })
+      attempt(() => { this.log.warn({ err, task: { id: this.origin.id, name: this.name } }, 'the result of a background task is not JSON: it is not kept') })
     }
     this.error = undefined
     this.settle({ kind: 'done', result: this.result ?? null })
@@ -167,12 +174,6 @@ export class TaskJob {
 
   #isRefused (error: unknown): boolean {
     return error instanceof FST_BGT_INVALID_PAYLOAD && error === this.#refusal
-  }
-
-  get #log (): FastifyBaseLogger {
-    const { log } = this.#surroundings
-    const { delivery, requestId } = this.origin
-    return delivery === undefined || requestId === undefined ? log : log.child({ reqId: requestId })
   }
 
   #state (task: BackgroundTask): JobState {

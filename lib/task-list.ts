@@ -6,7 +6,7 @@ import type { Exchange } from './exchange.js'
 import type { JobOptions } from './jobs.js'
 import type { TaskOptions } from './options.js'
 import type { Runner } from './runner.js'
-import { jobOf } from './task-job.js'
+import { jobOf, type TaskJob } from './task-job.js'
 
 /**
  * - `waiting`: its exchange has not ended
@@ -55,6 +55,8 @@ export class TaskList implements TaskOwner {
   #unstored: BackgroundTask[] = NONE
   #cleanups: BackgroundTask[] | undefined
   #ended: (() => void) | undefined
+  /** Of a list that has no request, but one task: it may have had one. */
+  #job: TaskJob | undefined
 
   constructor (runner: Runner, request: FastifyRequest | undefined, phase: ListPhase) {
     this.runner = runner
@@ -63,7 +65,7 @@ export class TaskList implements TaskOwner {
   }
 
   get log (): FastifyBaseLogger {
-    return this.request?.log ?? this.runner.log
+    return this.request?.log ?? this.#job?.log ?? this.runner.log
   }
 
   get hasWork (): boolean {
@@ -109,6 +111,7 @@ export class TaskList implements TaskOwner {
 
   /** A task that an engine has delivered. */
   put (task: BackgroundTask): void {
+    this.#job = jobOf(task)
     task.join(this, undefined)
     this.#tasks.push(task)
     this.runner.added(this, task)

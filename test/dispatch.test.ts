@@ -81,6 +81,7 @@ t.test('what cannot be stored in time is a 503 with Retry-After, names itself in
     child.setErrorHandler(async (error: { statusCode?: number }, _request, reply) => await reply.code(error.statusCode ?? 500).send('sorry'))
     child.get('/custom', async request => { request.backgroundTasks.addTask(job, 'secret') })
   })
+  let seen = 0
   for (const [path, onEnqueue, reason] of [
     ['/', refuse, 'connection refused'],
     ['/', () => new Promise<void>(() => {}), 'the jobs were not stored within enqueueTimeout, 100 ms'],
@@ -91,7 +92,9 @@ t.test('what cannot be stored in time is a 503 with Retry-After, names itself in
     await app.backgroundTasks.idle()
     t.equal(statusCode, 503)
     t.equal(headers['retry-after'], '1')
-    if (path === '/') t.match(JSON.parse(body), { code: 'FST_BGT_ENGINE_UNAVAILABLE', message: `The background task engine "stub" is not available: ${reason}. Retry later` })
+    if (path === '/') t.match(JSON.parse(body), { code: 'FST_BGT_ENGINE_UNAVAILABLE', message: 'The background task engine "stub" is not available. Retry later' }, 'the client learns no host')
+    t.match(logs.find(({ msg }, i) => i >= seen && msg === 'background task failed')?.err?.message, reason, 'the log says why')
+    seen = logs.length
   }
   const lines = logs.filter(({ level, msg }) => level === 50 && msg === 'background task failed')
   t.match(lines, Array(3).fill({ task: { name: 'job', id: String }, err: { code: 'FST_BGT_ENGINE_UNAVAILABLE' } }))
@@ -348,6 +351,7 @@ t.test('a worker turns each end of an attempt into its verdict', async t => {
   t.strictSame(told.splice(0), [['onFailed', { do: 'it' }, 'no attempt is left: the process that ran the last one died, or the job was put back by hand', 3]])
   // Written by hand.
   t.match(await engine.deliver({ task, payload: { do: 7 }, requestId: 'req-8' }), { kind: 'failed', error: { code: 'FST_BGT_INVALID_PAYLOAD', message: /\/do must be string/ } })
+  t.match(logs.findLast(({ msg }) => msg === 'background task failed'), { reqId: 'req-8', task: { name: 'work' } }, 'as the lines of the request were')
   t.match(await engine.deliver({ task, payload: undefined, enqueuedAt: undefined as never }), { kind: 'failed' })
   t.strictSame(told, [], 'onFailed is not called with an invalid payload')
   t.equal(failed(), 4)
@@ -380,7 +384,7 @@ t.test('an engine that fails to pause, to answer or to stop is said, and holds u
     engine.onStop = async () => { throw 'not an error' }
   })
   await app.ready()
-  await t.rejects(app.backgroundTasks.get(job, 'id'), { code: 'FST_BGT_ENGINE_UNAVAILABLE', message: /did not answer within enqueueTimeout, 100 ms/ })
+  await t.rejects(app.backgroundTasks.get(job, 'id'), { code: 'FST_BGT_ENGINE_UNAVAILABLE', cause: { message: 'it did not answer within enqueueTimeout, 100 ms' } })
   engine.report?.(new AggregateError([], ''))
   engine.report?.(Object.assign(new Error(''), { code: 'ECONNREFUSED' }))
   await app.close()
@@ -444,18 +448,24 @@ t.test('a group that was given up is not stored when its turn comes, nor one by 
   await new Promise(resolve => { setTimeout(resolve, 100) })
   t.strictSame(engine.stored.slice(1).map(jobs => jobs.map(({ payload }) => payload)), [['c']])
   engine.onEnqueue = refuse
-  await t.rejects(app.backgroundTasks.enqueue(job, 'f'), { message: /connection refused/ })
+  await t.rejects(app.backgroundTasks.enqueue(job, 'f'), { cause: { message: 'connection refused' } })
 })
 
 t.test('a delivery that waits for its turn goes back at the deadline, too', async t => {
   const hang = defineTask({ name: 'hang', async handler () { await new Promise(() => {}) } })
-  const { app, engine } = await onStub(t, { tasks: [hang], closeTimeout: 50, concurrency: 1 })
+  const { app, engine, logs } = await onStub(t, { tasks: [hang], closeTimeout: 50, concurrency: 1 })
   await app.ready()
   const verdicts = [engine.deliver({ task: 'hang', id: '1' }), engine.deliver({ task: 'hang', id: '2', requestId: 'r' })]
   await turn()
   t.match(app.backgroundTasks.stats, { running: 1, pending: 1 })
   await app.close()
   t.match(await Promise.all(verdicts), [{ kind: 'released' }, { kind: 'released' }])
+  t.match(logs.filter(({ msg }) => msg.includes('given back')), [{
+    level: 30,
+    msg: /^background tasks given back to their engine, for .*: hang, hang$/,
+    tasks: [{ id: '1', name: 'hang', attempt: 1 }, { id: '2', requestId: 'r' }]
+  }], 'in one line')
+  t.notMatch(logs, [{ msg: /abandoned/ }])
 })
 
 t.test('a worker that cannot begin tries again, on the connection that it has', async t => {
@@ -469,6 +479,7 @@ t.test('a worker that cannot begin tries again, on the connection that it has', 
   while (engine.run === undefined) await turn()
   t.strictSame(engine.calls, ['start', 'consume', 'consume'])
   t.match(logs.filter(({ level }) => level === 40), [{ msg: 'background task engine "stub": connection refused' }])
+  t.equal(logs.filter(({ msg }) => msg === 'background task engine "stub" is connected').length, 1)
 })
 
 t.test('a web process does not consume; concurrency is by name', async t => {

@@ -203,6 +203,13 @@ t.test('a parent may get one after its child: each keeps its own', async t => {
   t.match(app.backgroundTasks.stats, { succeeded: 1 })
 })
 
+t.test('a task that is sent or printed shows its id, name and state, and nothing that it was given', async t => {
+  const task = new BackgroundTask(function named (_secret: string) {}, 'secret')
+  const shown = { id: task.id, name: 'named', state: 'pending' }
+  t.strictSame(JSON.parse(JSON.stringify(task)), shown)
+  t.equal(inspect(task), `BackgroundTask ${inspect(shown)}`)
+})
+
 t.test('what is no task is refused: what was passed, and what is accepted', async t => {
   class Invoice {}
   const passed: Array<[args: unknown[], received: string]> = [
@@ -218,8 +225,8 @@ t.test('what is no task is refused: what was passed, and what is accepted', asyn
     [[[() => {}]], 'an object (Array)'],
     [[new Invoice()], 'an object (Invoice)'],
     [[Object.create(null)], 'an object (without a prototype)'],
-    [[Promise.resolve()], 'a promise: pass the function itself, do not call it'],
-    [[(async () => {})(), 'x'], 'a promise: pass the function itself, do not call it']
+    [[Promise.resolve()], 'a promise'],
+    [[(async () => {})(), 'x'], 'a promise']
   ]
   await eachAdder(t, (t, addTask) => {
     for (const [args, received] of passed) {
@@ -228,7 +235,7 @@ t.test('what is no task is refused: what was passed, and what is accepted', asyn
       t.type(error, TypeError)
       t.equal(
         error.message,
-        `addTask accepts a function followed by its arguments, a definition followed by its payload, or a BackgroundTask alone; received ${received}`
+        `addTask accepts a function followed by its arguments, a definition followed by its payload, or a BackgroundTask alone; received ${received}: pass the function itself, do not call it`
       )
     }
     const task = new BackgroundTask(() => {})
@@ -382,7 +389,7 @@ t.test('with() refuses a wrong value at the call', async t => {
   t.test('of the app, which has no exchange for a `when`', async t => {
     refuses(t, app.backgroundTasks, [
       ...both,
-      [{ when: 'always' }, 'with has no option "when"; it accepts timeout, name'],
+      [{ when: 'always' }, 'The option "when" of with is for tasks of a request: those of the app have no exchange that could decide'],
       [{ retries: 3 }, 'with has no option "retries"; it accepts timeout, name']
     ])
   })

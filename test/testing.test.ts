@@ -164,9 +164,10 @@ t.test('a definition on an engine is recorded without its server, before and aft
 
 t.test('the limits of an engine are those of production', async t => {
   const engine = new StubEngine()
-  Object.assign(engine.supports, { key: false })
+  Object.assign(engine.supports, { key: false, get: false })
   const { app, tasks } = await record(t, { engine, maxPending: 1 })
   t.throws(() => app.backgroundTasks.addTask(job, { at: '' }, { key: 'k' }), { code: 'FST_BGT_UNSUPPORTED' })
+  await t.rejects(app.backgroundTasks.get(job, 'id'), { code: 'FST_BGT_UNSUPPORTED' })
   t.throws(() => app.backgroundTasks.addTask(job, { at: 1 } as never), { code: 'FST_BGT_INVALID_PAYLOAD' })
   app.backgroundTasks.addTask(run, '1')
   t.throws(() => app.backgroundTasks.addTask(run, '2'), { code: 'FST_BGT_OVERLOADED' })

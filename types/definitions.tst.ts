@@ -64,6 +64,13 @@ describe('the payload of a definition', () => {
     expect(tasks.addTask).type.not.toBeCallableWith(arktype, {})
   })
 
+  test('is not lost without a word for a schema that does not say it', () => {
+    // @ts-expect-error No overload matches this call
+    defineTask({ name: 'lost', payload: Type1.Object({ n: Type1.Number() }), handler () {} })
+    expect(defineTask).type.toBeCallableWith({ name: 'by-hand', payload: Type1.Object({ n: Type1.Number() }), handler (payload: { n: number }) { String(payload.n) } })
+    expect(defineTask).type.toBeCallableWith({ name: 'json', payload: { type: 'object' }, handler () {} })
+  })
+
   test('comes from a type provider', () => {
     const old = defineTask.withTypeProvider<TypeBoxTypeProvider>()({
       name: 'old', payload: Type.Object({ n: Type.Number() }), handler (payload) { expect(payload).type.toBe<{ n: number }>() }

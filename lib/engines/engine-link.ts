@@ -71,7 +71,7 @@ export class EngineLink {
     return new Promise((resolve, reject) => {
       const failed = (error: unknown): void => { reject(unavailable(this.engine.name, messageOf(error))) }
       const deadline = this.#deadlines.set(() => {
-        failed(new Error(`the jobs were not stored within enqueueTimeout, ${this.#options.enqueueTimeout} ms`))
+        failed(this.#late('the jobs were not stored'))
       })
       this.#enqueue(jobs, tx, deadline).then(receipts => {
         this.#deadlines.met(deadline)
@@ -87,7 +87,7 @@ export class EngineLink {
   async get (task: string, id: string): Promise<JobRecord | undefined> {
     try {
       return await within(this.#options.enqueueTimeout, this.#get(task, id), () => {
-        throw new Error(`it did not answer within enqueueTimeout, ${this.#options.enqueueTimeout} ms`)
+        throw this.#late('it did not answer')
       })
     } catch (error) {
       throw unavailable(this.engine.name, messageOf(error))
@@ -145,6 +145,7 @@ export class EngineLink {
     while (!this.#isStopping) {
       try {
         if (!this.#isUp) await this.engine.start(tasks, { log, error: error => { this.#warn(error) } })
+        if (!this.#isUp) attempt(() => { log.info(`background task engine "${this.engine.name}" is connected`) })
         this.#isUp = true
         this.#up()
         await this.#whenReady
@@ -155,6 +156,11 @@ export class EngineLink {
         await this.#pause(RESTART_MS)
       }
     }
+  }
+
+  #late (what: string): Error {
+    const why = this.#isUp ? '' : ` (${this.#lastError})`
+    return new Error(`${what} within enqueueTimeout, ${this.#options.enqueueTimeout} ms${why}`)
   }
 
   async #pause (ms: number): Promise<void> {

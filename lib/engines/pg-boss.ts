@@ -1,5 +1,7 @@
 import { AssertionError } from 'node:assert'
-import { type ConstructorOptions, PgBoss } from 'pg-boss'
+import { PgBoss } from 'pg-boss'
+// A CommonJS module may read the types of an ES module, if it says so.
+import type { ConstructorOptions } from 'pg-boss' with { 'resolution-mode': 'import' }
 import { FST_BGT_INVALID_OPTION } from '../errors.js'
 import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../rules.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
@@ -172,6 +174,9 @@ function checkOptions (options: PgBossOptions): void {
   const { connectionString, db, options: others } = options
   if (connectionString !== undefined && db !== undefined) {
     throw new FST_BGT_INVALID_OPTION('pgBoss accepts either connectionString or db; received both')
+  }
+  if (connectionString !== undefined && URL.canParse(connectionString) && !/^(?:postgres|postgresql|socket):$/.test(new URL(connectionString).protocol)) {
+    throw new FST_BGT_INVALID_OPTION(`The option "connectionString" of pgBoss accepts a postgres: URL; received one of ${new URL(connectionString).protocol}`)
   }
   if (connectionString === undefined && db === undefined && others === undefined) {
     throw new FST_BGT_INVALID_OPTION('pgBoss needs one of connectionString, db and options; received none')
