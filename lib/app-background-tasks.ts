@@ -53,7 +53,7 @@ export class AppBackgroundTasks implements TaskAdder {
 
   /**
    * A name or timeout for the tasks added through what it returns.
-   * @throws FST_BGT_INVALID_OPTION, also for `when`: there is no exchange to ask
+   * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value; `when` is none here, for there is no exchange to ask
    */
   with (options: Omit<TaskOptions, 'when'> & { readonly when?: never }): TaskAdder {
     const runner = this.#runner
@@ -63,8 +63,14 @@ export class AppBackgroundTasks implements TaskAdder {
 
   /**
    * Stores a task now, in the caller's transaction where the engine has one. Without an engine it is added to this app.
+   * @param args the payload, which may be left out where it may be `undefined`, and {@link EnqueueOptions}
    * @throws FST_BGT_ENGINE_UNAVAILABLE (503) if it is not known to be stored within `enqueueTimeout`
-   * @throws FST_BGT_UNSUPPORTED, FST_BGT_UNKNOWN_TASK, FST_BGT_INVALID_PAYLOAD, FST_BGT_INVALID_OPTION, FST_BGT_CLOSED
+   * @throws FST_BGT_UNKNOWN_TASK if the definition is not among the app's `tasks`
+   * @throws FST_BGT_INVALID_PAYLOAD with path and reason
+   * @throws FST_BGT_INVALID_OPTION if an option has a wrong value
+   * @throws FST_BGT_UNSUPPORTED for an option that the engine cannot fulfil
+   * @throws FST_BGT_OVERLOADED (503) if it would be added here, and `maxPending` tasks have not finished
+   * @throws FST_BGT_CLOSED (503) after `app.close()`
    */
   async enqueue<Payload>(definition: TaskDefinition<Payload>, ...args: EnqueueArgs<Payload>): Promise<Receipt> {
     const [payload, options] = args as [unknown, EnqueueOptions | undefined]
@@ -73,7 +79,11 @@ export class AppBackgroundTasks implements TaskAdder {
 
   /**
    * Reads a task of a definition back; undefined if there is none of this id, or its record has gone (`keep`).
-   * @throws FST_BGT_UNKNOWN_TASK, FST_BGT_UNSUPPORTED, FST_BGT_ENGINE_UNAVAILABLE (503), FST_BGT_CLOSED
+   * @param id of a task, a receipt or a delivery
+   * @throws FST_BGT_UNKNOWN_TASK if the definition is not among the app's `tasks`
+   * @throws FST_BGT_UNSUPPORTED if the engine keeps no records
+   * @throws FST_BGT_ENGINE_UNAVAILABLE (503) if it does not answer
+   * @throws FST_BGT_CLOSED (503) after `app.close()`
    */
   async get<Payload, Result>(definition: TaskDefinition<Payload, Result>, id: string): Promise<TaskRecord<Result> | undefined> {
     // The result went through JSON on its way: dates in it are strings.
@@ -83,7 +93,8 @@ export class AppBackgroundTasks implements TaskAdder {
   /**
    * Resolves when nothing is pending or running: tasks of requests in flight, tasks added by tasks, and cleanups included.
    * After `app.close()` it resolves at once.
-   * @throws FST_BGT_INVALID_OPTION
+   * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
+   * @throws what a task threw, with `rejectOnFailure`
    */
   async idle (options: IdleOptions = {}): Promise<void> {
     checkIdleOptions(options)

@@ -9,7 +9,7 @@ import type { TaskJob } from './task-job.js'
 
 /**
  * - `pending`: waits for its exchange to end, or for its turn
- * - `running`
+ * - `running`: has started
  * - `succeeded`, `failed`: has run
  * - `skipped`: its `when` did not hold, a failure before it stopped the list, or it was cancelled
  * - `abandoned`: cut off by the deadline of the drain, or added after it
@@ -138,18 +138,19 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     return task
   }
 
-  /** A UUID, made on first read. */
+  /** A UUID; of a definition's task with a `key`, always the same one for that key. */
   get id (): string {
     this.#id ??= randomUUID()
     return this.#id
   }
 
-  /** The name given by `with()`, else the function's, else `'anonymous'`. */
+  /** The definition's name; of a function the one given by `with()`, else its own, else `'anonymous'`. */
   get name (): string {
     this.#name ??= this.options?.name ?? nameOf(this.#call?.fn)
     return this.#name
   }
 
+  /** What has become of it so far. */
   get state (): TaskState {
     return this.#state
   }

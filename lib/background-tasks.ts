@@ -15,7 +15,7 @@ export interface TaskAdder {
    * @throws FST_BGT_OVERLOADED (503) if `maxPending` tasks have not finished
    * @throws FST_BGT_UNKNOWN_TASK if a definition is not among the app's `tasks`
    * @throws FST_BGT_INVALID_PAYLOAD with path and reason
-   * @throws FST_BGT_INVALID_OPTION if an option of a definition has a wrong value
+   * @throws FST_BGT_INVALID_OPTION if an option of a definition has a wrong value, or `with()` gives a definition a name
    * @throws FST_BGT_UNSUPPORTED for an option that the engine cannot fulfil
    */
   addTask<T extends BackgroundTask | AnyTaskDefinition | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
@@ -59,7 +59,7 @@ export class BackgroundTasks implements TaskAdder {
 
   /**
    * Options for the tasks added through what it returns, on the same list and in the same order.
-   * @throws FST_BGT_INVALID_OPTION
+   * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
    */
   with (options: TaskOptions): TaskAdder {
     const list = this.#list

@@ -6,11 +6,13 @@ import { isStandardSchema, type InferInput, type InferOutput, type StandardSchem
 
 /** What a handler is given beside the payload. */
 export interface TaskContext {
+  /** The task's, the same in each attempt. */
   readonly id: string
   /** 1 for the first start. A start is an attempt, whether the handler fails or its process dies. */
   readonly attempt: number
   /** Aborts at the attempt's timeout, with `FST_BGT_TIMEOUT` as reason, and at the deadline of the drain. */
   readonly signal: AbortSignal
+  /** The request's logger where the task was added here, else the app's with the request's id. */
   readonly log: FastifyBaseLogger
   /** The app that runs the task. */
   readonly app: FastifyInstance
@@ -22,10 +24,13 @@ export interface TaskContext {
 
 /** What `onFailed` is given beside the payload and the error. */
 export interface FailedTaskContext {
+  /** The task's, the same as in its attempts. */
   readonly id: string
   /** Starts that the task had. */
   readonly attempts: number
+  /** As in its attempts. */
   readonly log: FastifyBaseLogger
+  /** The app that ran the last attempt. */
   readonly app: FastifyInstance
 }
 
@@ -38,11 +43,11 @@ export interface RetryPolicy {
   readonly attempts?: number | undefined
   /** Milliseconds between a failure and the next start: `delay`, or `delay * 2 ** (failures - 1)` up to `maxDelay`. */
   readonly backoff?: {
-    /** @default 'exponential' */
+    /** Whether the wait doubles with each failure. @default 'exponential' */
     readonly type?: 'exponential' | 'fixed' | undefined
-    /** @default 1000 */
+    /** Milliseconds before the second start. @default 1000 */
     readonly delay?: number | undefined
-    /** @default 60000 */
+    /** Milliseconds that no wait exceeds. @default 60000 */
     readonly maxDelay?: number | undefined
   } | undefined
   /** Whether this error is worth another attempt. @default every error is */
@@ -53,13 +58,20 @@ export interface RetryPolicy {
 export interface TaskDefinitionOptions<Payload, Result> {
   /** Letters, digits, `-`, `_` and `.`; the name of its queue in an engine. */
   readonly name: string
-  /** Milliseconds for one attempt; one that takes longer has failed with `FST_BGT_TIMEOUT`. @default none */
+  /** Milliseconds for one attempt; one that takes longer has failed with `FST_BGT_TIMEOUT`. @default the plugin's `timeout` */
   readonly timeout?: number | undefined
+  /** How often, and how soon, a failed attempt is followed by another. @default 3 attempts, with exponential backoff */
   readonly retry?: RetryPolicy | undefined
   /** Which outcomes of an exchange the task runs for. @default the plugin's `when` */
   readonly when?: TaskCondition | undefined
   /** Seconds for which the record of an ended task is kept. @default { succeeded: 3600, failed: 604800 } */
-  readonly keep?: { readonly succeeded?: number | undefined, readonly failed?: number | undefined } | undefined
+  readonly keep?: {
+    /** Seconds. @default 3600 */
+    readonly succeeded?: number | undefined
+    /** Seconds. @default 604800 */
+    readonly failed?: number | undefined
+  } | undefined
+
   /** One attempt. What it returns, as JSON, is the result. */
   handler (payload: Payload, context: TaskContext): Result | Promise<Result>
   /** Called once, after the last attempt; not for a payload that a worker found invalid. Its own failure is logged. */
@@ -67,26 +79,34 @@ export interface TaskDefinitionOptions<Payload, Result> {
 }
 
 /**
- * A named task: made by `defineTask`, told to the plugin by `tasks`, added with `addTask(definition, payload)`.
+ * A named task: made by `defineTask`, told to the plugin by `tasks`, added with `addTask(definition, payload)`. It has its
+ * options as properties, with their defaults.
  * @typeParam Payload what `addTask` takes
  * @typeParam Result what the handler returns
  */
 export class TaskDefinition<in Payload = never, out Result = unknown> {
+  /** Of its queue, too. */
   readonly name: string
   /** The schema. */
   readonly payload: unknown
+  /** Milliseconds; `undefined`: the plugin's. */
   readonly timeout: number | undefined
+  /** `undefined`: the plugin's. */
   readonly when: TaskCondition | undefined
+  /** When a failed attempt starts again; times are milliseconds. */
   readonly retry: {
     readonly attempts: number
     readonly backoff: { readonly type: 'exponential' | 'fixed', readonly delay: number, readonly maxDelay: number }
     readonly when: ((error: unknown) => boolean) | undefined
   }
 
+  /** Seconds for which the record of an ended task is kept. */
   readonly keep: { readonly succeeded: number, readonly failed: number }
+  /** One attempt. */
   readonly handler: (payload: never, context: TaskContext) => unknown
+  /** Called once, after the last attempt. */
   readonly onFailed: ((payload: never, error: unknown, context: FailedTaskContext) => void | Promise<void>) | undefined
-  /** Only in the types. */
+  /** Only in the types. @hidden */
   declare readonly '~types'?: { readonly payload: (payload: Payload) => void, readonly result: Result }
 
   /** @internal */
@@ -114,12 +134,10 @@ export class TaskDefinition<in Payload = never, out Result = unknown> {
 /** Any definition. */
 export type AnyTaskDefinition = TaskDefinition<never, unknown>
 
-/** A schema of `typebox` 1.x does not say what its type is: where none is written either, it would be lost without a word. */
-type UntypedSchema<Schema, Payload> = [unknown, Schema] extends [Payload, { readonly '~kind': unknown }]
-  ? { readonly '~kind': 'typebox 1.x: use defineTask.withTypeProvider<TypeBoxTypeProvider>()({ … })' }
-  : Schema
-
-/** @throws FST_BGT_INVALID_OPTION with the option, what was passed and what is accepted */
+/**
+ * The types of `defineTask`: those of the payload come from its schema.
+ * @throws FST_BGT_INVALID_OPTION with the option, what was passed and what is accepted
+ */
 export interface DefineTask {
   /** With a Standard Schema (zod, valibot, arktype, …): `addTask` takes its input, the handler gets its output. */
   <S extends StandardSchema, Result>(
@@ -129,11 +147,18 @@ export interface DefineTask {
   <S extends { static: unknown }, Result>(
     options: { readonly payload: S } & TaskDefinitionOptions<S['static'], Result>
   ): TaskDefinition<S['static'], Result>
-  /** With plain JSON Schema, or none, and a type written by hand. */
+  /**
+   * With plain JSON Schema, or none, and a type written by hand. A schema of `typebox` 1.x does not say what its type is: where
+   * none is written either, it would be lost without a word.
+   */
   <Payload, Result = unknown, Schema extends object = object>(
-    options: { readonly payload?: Schema & UntypedSchema<Schema, Payload> } & TaskDefinitionOptions<Payload, Result>
+    options: {
+      readonly payload?: Schema & ([unknown, Schema] extends [Payload, { readonly '~kind': unknown }]
+        ? { readonly '~kind': 'typebox 1.x: use defineTask.withTypeProvider<TypeBoxTypeProvider>()({ … })' }
+        : Schema)
+    } & TaskDefinitionOptions<Payload, Result>
   ): TaskDefinition<Payload, Result>
-  /** A `defineTask` whose payload types come from a type provider of Fastify. */
+  /** Makes a `defineTask` whose payload types come from a type provider of Fastify. */
   withTypeProvider: <Provider extends FastifyTypeProvider>() => <const S, Result>(
     options: { readonly payload: S } & TaskDefinitionOptions<(Provider & { schema: S })['validator'], Result>
   ) => TaskDefinition<(Provider & { schema: S })['validator'], Result>
@@ -143,8 +168,8 @@ const define = (options: TaskDefinitionOptions<never, unknown>): AnyTaskDefiniti
 
 /**
  * Defines a task that has a name: its payload is checked and takes a JSON round trip, it is retried, and it can be moved to
- * an engine.
- * @throws FST_BGT_INVALID_OPTION
+ * an engine. See {@link DefineTask} for the schemas that it takes, and {@link TaskDefinitionOptions} for the rest.
+ * @throws FST_BGT_INVALID_OPTION with the option, what was passed and what is accepted
  */
 // The interface says what the type of each call is; here they are all one.
 export const defineTask = Object.assign(define, { withTypeProvider: () => define }) as unknown as DefineTask

@@ -10,8 +10,13 @@ import type { FastifyRequest } from 'fastify'
 import type { BackgroundTask } from './background-task.js'
 import { isThenable } from './limits.js'
 
-/** Message of `tracing:fastify-background-tasks.run:*`. */
+/**
+ * Message of `tracingChannel('fastify-background-tasks.run')`: one object for each run of a task, published on `start` and `end`
+ * around the synchronous part, on `asyncStart` and `asyncEnd` when a promise has settled, and on `error` before the end of a
+ * failed run.
+ */
 export interface TaskRunMessage {
+  /** The task that runs. */
   task: BackgroundTask
   /** The request whose list the task is on; none for a task of the app. */
   request?: FastifyRequest
@@ -23,26 +28,29 @@ export interface TaskRunMessage {
   error?: unknown
 }
 
-/** Message of `fastify-background-tasks.added`. */
+/** Message of `channel('fastify-background-tasks.added')`: a task was added. */
 export interface TaskAddedMessage {
+  /** The task that it is about. */
   task: BackgroundTask
+  /** The request whose list the task is on; none for a task of the app. */
   request?: FastifyRequest
 }
 
-/** Message of `fastify-background-tasks.skipped`. */
+/** Message of `channel('fastify-background-tasks.skipped')`: a task does not run. */
 export interface TaskSkippedMessage extends TaskAddedMessage {
   /** Why the task does not run, in words. */
   reason: string
 }
 
-/** Message of `fastify-background-tasks.abandoned`. */
+/** Message of `channel('fastify-background-tasks.abandoned')`: a task was cut off by the deadline of the drain, or added after it. */
 export interface TaskAbandonedMessage extends TaskAddedMessage {
   /** Milliseconds since `addTask`. */
   ageMs: number
 }
 
-/** Message of `fastify-background-tasks.enqueue`: a task of a definition was added. */
+/** Message of `channel('fastify-background-tasks.enqueue')`: a task of a definition was added. */
 export interface TaskEnqueueMessage {
+  /** The task, which has its id. */
   task: BackgroundTask
   /** Travel with the task: a subscriber may change them. */
   headers: Record<string, string>

@@ -10,7 +10,7 @@ import { TaskList } from './task-list.js'
 
 /** Options of `enqueue`. */
 export interface EnqueueOptions extends JobOptions {
-  /** The caller's transaction: the job is visible after its commit, and gone after its rollback. */
+  /** The caller's transaction, of engines that have them: the job is visible after its commit, and gone after its rollback. @default none */
   readonly tx?: { executeSql: (text: string, values?: unknown[]) => Promise<unknown> } | undefined
 }
 

@@ -1,6 +1,8 @@
 /**
  * FastAPI's background tasks for Fastify: hooks and routes add tasks to the request, the reply goes out, the tasks run in
  * order, and `app.close()` waits for them.
+ *
+ * @module fastify-background-tasks
  */
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
@@ -28,11 +30,6 @@ declare module 'fastify' {
   }
 }
 
-/**
- * The plugin. Registered once, for an app or for one encapsulated plugin and its children.
- *
- * Rejects with `FST_BGT_INVALID_OPTION` or `FST_BGT_ALREADY_REGISTERED`.
- */
 async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBackgroundTasksOptions): Promise<void> {
   if (app.hasDecorator('backgroundTasks')) throw new FST_BGT_ALREADY_REGISTERED()
   const resolved = resolveOptions(options)
@@ -75,6 +72,14 @@ function drainOnClose (app: ClosingApp, runner: Runner): void {
 /** `onClose` is what `addHook('onClose')` calls; Fastify's types leave it out. */
 type ClosingApp = FastifyInstance & { onClose?: (fn: () => Promise<void>) => void }
 
+/**
+ * The plugin: `await app.register(backgroundTasks, options)`, once for an app, or for one encapsulated plugin and its children.
+ * Requests get `request.backgroundTasks`, a {@link BackgroundTasks}; the app gets `app.backgroundTasks`, an
+ * {@link AppBackgroundTasks}.
+ * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
+ * @throws FST_BGT_DUPLICATE_TASK if two definitions in `tasks` have one name
+ * @throws FST_BGT_ALREADY_REGISTERED if this app, or a parent of it, has the plugin
+ */
 const backgroundTasks = fp(fastifyBackgroundTasks, { fastify: '5.x', name: 'fastify-background-tasks' })
 
 export default backgroundTasks

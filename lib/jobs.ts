@@ -17,6 +17,7 @@ export interface JobOptions {
   /**
    * Makes the task's id, so that a repeated call finds what is there: the second one of a key does not run, as long as the
    * first has a record.
+   * @default none
    */
   readonly key?: string | undefined
   /** Milliseconds before it may start. @default 0 */

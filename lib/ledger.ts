@@ -7,14 +7,17 @@ import { attempt } from './limits.js'
 import type { TaskList } from './task-list.js'
 import { TurnClock } from './turn-clock.js'
 
-/** Counts since the plugin was registered. Cleanups do not count. */
+/** Tasks by their state, counted since the plugin was registered. Cleanups do not count. */
 export interface TaskStats {
+  /** Now. */
   readonly pending: number
+  /** Now. */
   readonly running: number
   readonly succeeded: number
   readonly failed: number
   readonly skipped: number
   readonly abandoned: number
+  /** Stored in the engine by this process; what becomes of them there is not counted. */
   readonly enqueued: number
   /** Milliseconds since the pending task that has waited longest was added; 0 when nothing is pending. */
   readonly oldestPendingMs: number

@@ -20,7 +20,7 @@ export type TaskCondition = 'success' | 'error' | 'always' | ((outcome: Exchange
 /** Options of `app.register(backgroundTasks, options)`. A wrong value throws `FST_BGT_INVALID_OPTION` there. */
 export interface FastifyBackgroundTasksOptions {
   /**
-   * Which tasks of an exchange run.
+   * Which tasks of an exchange run; for some of them by `with({ when })`.
    * @default 'success'
    */
   readonly when?: TaskCondition | undefined
@@ -34,6 +34,7 @@ export interface FastifyBackgroundTasksOptions {
   /**
    * Called with each failure; the next task of the list waits for its promise. Its own failure is logged, never thrown.
    * `request` is `undefined` for tasks of the app, and for what an engine has delivered.
+   * @default none
    */
   readonly onError?: ((error: unknown, task: BackgroundTask, request: FastifyRequest | undefined) => void | Promise<void>) | undefined
 
@@ -85,13 +86,14 @@ export interface FastifyBackgroundTasksOptions {
 
   /**
    * Whether this process runs what the engine holds, and how many jobs at once: of each definition, or of those named.
-   * `false` for web processes beside separate workers.
-   * @default { concurrency: 10 }
+   * `false` for web processes beside separate workers; `true` is `{ concurrency: 10 }`.
+   * @default true
    */
   readonly worker?: boolean | { readonly concurrency?: number | Readonly<Record<string, number>> | undefined } | undefined
 
   /**
-   * Milliseconds for storing a request's tasks, connecting included. `ready()` waits no longer than that for the engine.
+   * Milliseconds for storing the tasks of a request, or of one `enqueue`, connecting included; then the client gets a 503,
+   * `FST_BGT_ENGINE_UNAVAILABLE`. `ready()` waits no longer than that for the engine.
    * @default 2000
    */
   readonly enqueueTimeout?: number | undefined
@@ -102,17 +104,18 @@ export interface FastifyBackgroundTasksOptions {
   /**
    * The platform's `waitUntil` (Vercel, Cloudflare, Lambda wrappers), called at the first `addTask` of a request, in its
    * context, with a promise that settles when the list has ended and never rejects.
+   * @default none
    */
   readonly waitUntil?: ((promise: Promise<void>) => void) | undefined
 }
 
 /** Options of `with()`: for the tasks added through it only. */
 export interface TaskOptions {
-  /** Which outcomes the task runs for; not for tasks of the app, which have no exchange. */
+  /** Which outcomes the task runs for; not for tasks of the app, which have no exchange. @default the definition's, else the plugin's */
   readonly when?: TaskCondition | undefined
-  /** Milliseconds for the task. */
+  /** Milliseconds for the task, or for one attempt of a definition's. @default the definition's, else the plugin's */
   readonly timeout?: number | undefined
-  /** The task's name in log lines and messages, in place of the function's. */
+  /** The task's name in log lines and messages, in place of the function's; not for a definition, which has one. @default the function's */
   readonly name?: string | undefined
 }
 
@@ -226,8 +229,8 @@ export function checkIdleOptions (options: IdleOptions): void {
 /** Options of `app.backgroundTasks.idle()`. */
 export interface IdleOptions {
   /**
-   * Whether to reject with the failure of a task since the last `idle()` returned, or since the plugin was registered; with
-   * an `AggregateError` of them when there are several (of the first 100).
+   * Whether to reject with what a task threw since the last `idle()` returned, or since the plugin was registered; with an
+   * `AggregateError` when there are several (of the first 100).
    * @default false
    */
   readonly rejectOnFailure?: boolean | undefined

@@ -3,9 +3,11 @@
  * library.
  */
 export interface StandardSchema<Input = unknown, Output = Input> {
+  /** What a schema library says of its schema. */
   readonly '~standard': {
     readonly version: 1
     readonly vendor: string
+    /** Checks a value, and gives it back as the schema makes it. */
     readonly validate: (value: unknown) => StandardResult<Output> | Promise<StandardResult<Output>>
     readonly types?: { readonly input: Input, readonly output: Output } | undefined
   }

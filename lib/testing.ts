@@ -2,6 +2,8 @@
  * The test kit, `fastify-background-tasks/testing`: tasks are recorded instead of run.
  *
  * No test runner is needed for it, and no server: what a definition has on an engine is recorded, too.
+ *
+ * @module testing
  */
 import type { FastifyInstance } from 'fastify'
 import { AppBackgroundTasks } from './app-background-tasks.js'

@@ -1,4 +1,8 @@
-/** Background tasks on Redis, with BullMQ. */
+/**
+ * Background tasks on Redis, with BullMQ.
+ *
+ * @module bullmq
+ */
 import { Job as BullJob, Queue, type JobsOptions, type QueueOptions, type WorkerOptions } from 'bullmq'
 import { Redis, type ChainableCommander, type RedisOptions } from 'ioredis'
 import { FST_BGT_INVALID_OPTION } from '../errors.js'
@@ -35,7 +39,9 @@ export interface BullMqOptions {
 
   /** What BullMQ's `Queue` and `Worker` take beside. `lockDuration` and `stalledInterval` decide when a crash is noticed. */
   readonly options?: {
+    /** Without what definitions and the engine set. */
     readonly queue?: Omit<Partial<QueueOptions>, typeof RESERVED.queue[number]> | undefined
+    /** Without what definitions and the engine set. */
     readonly worker?: Omit<Partial<WorkerOptions>, typeof RESERVED.worker[number]> | undefined
   } | undefined
 }
@@ -56,7 +62,10 @@ const SILENCE_MS = 5000
 /** Milliseconds for saying goodbye. */
 const GOODBYE_MS = 500
 
-/** @throws FST_BGT_INVALID_OPTION */
+/**
+ * Durable jobs in Redis 6.2 or later, by BullMQ 6. A definition is a queue of its name. Supports `delay`, `key` and `get`.
+ * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
+ */
 export function bullmq (options: BullMqOptions = {}): TaskEngine {
   checkOptions(options)
   return new BullMqEngine(options)

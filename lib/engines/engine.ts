@@ -27,6 +27,7 @@ export interface Job {
   readonly id: string
   /** The name of its definition. */
   readonly task: string
+  /** Checked. */
   readonly payload: Json
   /** Milliseconds from now until it may start; 0: at once. */
   readonly delayMs: number
@@ -36,11 +37,13 @@ export interface Job {
   readonly enqueuedAt: number
   /** Trace context, and what a subscriber of the `enqueue` channel added. */
   readonly headers: Readonly<Record<string, string>>
+  /** Of the request that added it. */
   readonly requestId: string | undefined
 }
 
 /** The engine's word that a job is stored. */
 export interface Receipt {
+  /** The job's, by which `get` finds it. */
   readonly id: string
   /** Whether a job of this id was stored before: this one was not stored again. */
   readonly duplicate: boolean
@@ -48,21 +51,29 @@ export interface Receipt {
 
 /** One attempt to run a job, in a process that consumes. */
 export interface Delivery {
+  /** The job's. */
   readonly id: string
+  /** The name of its definition. */
   readonly task: string
   /** As it was found: someone else may have written it. */
   readonly payload: unknown
   /** 1 for the first start. Counts the starts whose process died, and none that was released. */
   readonly attempt: number
+  /** Milliseconds since the epoch, if they are known. */
   readonly enqueuedAt: number | undefined
+  /** Those of the job; empty if it has none. */
   readonly headers: Readonly<Record<string, string>>
+  /** Of the request that added it, if there is one. */
   readonly requestId: string | undefined
 }
 
 /** An error as it is stored. */
 export interface JobError {
+  /** `error.name`. */
   readonly name: string
+  /** `error.message`. */
   readonly message: string
+  /** `error.code`, of an error that has one. */
   readonly code?: string
 }
 
@@ -79,18 +90,31 @@ export type Verdict =
   | { readonly kind: 'failed', readonly error: JobError }
   | { readonly kind: 'released' }
 
+/**
+ * - `pending`: waits for its turn
+ * - `delayed`: its `delay` is not over
+ * - `running`: an attempt has started
+ * - `retrying`: an attempt has failed, and another one will start
+ * - `succeeded`, `failed`: has ended
+ * - `skipped`, `abandoned`: was not run, see `TaskState`; on pg-boss, `abandoned` is a job that somebody cancelled there
+ */
 export type JobState = 'pending' | 'delayed' | 'running' | 'retrying' | 'succeeded' | 'failed' | 'skipped' | 'abandoned'
 
 /** A task read back. Times are ISO 8601, so that a response schema with `format: 'date-time'` fits. */
 export interface JobRecord {
+  /** The task's. */
   readonly id: string
   /** The name of its definition. */
   readonly name: string
+  /** What has become of it so far. */
   readonly state: JobState
   /** Starts so far; 0 while it waits for the first. */
   readonly attempt: number
+  /** When it was added or stored. */
   readonly enqueuedAt: string
+  /** When its last attempt started. */
   readonly startedAt?: string
+  /** When it ended. */
   readonly finishedAt?: string
   /** The error of the last attempt, of a job that is `failed` or `retrying`. */
   readonly error?: JobError
@@ -100,6 +124,7 @@ export interface JobRecord {
 
 /** What an engine tells of itself. */
 export interface EngineEvents {
+  /** The app's. */
   readonly log: FastifyBaseLogger
   /** Something failed outside any call: a lost connection, a fetch. Logged once per outage; no values are passed on. */
   readonly error: (error: Error) => void

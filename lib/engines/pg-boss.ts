@@ -1,3 +1,8 @@
+/**
+ * Background tasks on PostgreSQL, with pg-boss.
+ *
+ * @module pg-boss
+ */
 import { AssertionError } from 'node:assert'
 import { PgBoss } from 'pg-boss'
 // A CommonJS module may read the types of an ES module, if it says so.
@@ -11,15 +16,17 @@ import { PgBossWorker } from './pg-boss-worker.js'
 
 /** A transaction of the caller: jobs stored with it are visible after its commit, and gone after its rollback. */
 export interface PgBossTx {
+  /** Runs one statement, with `$1`, `$2`, … for its values. */
   executeSql (text: string, values?: unknown[]): Promise<{ rows: unknown[] }>
 }
 
 /** What runs the statements in place of a pool of pg-boss's own: what its `fromPglite`, `fromKnex` and the like return. */
 export interface PgBossDb extends PgBossTx {
+  /** Listens on a channel of Postgres, so that jobs of other processes are seen at once. */
   listen?(channel: string, onNotification: (payload: string) => void, onReconnect: () => void): Promise<{ close(): Promise<void> }>
 }
 
-/** A wrong value throws `FST_BGT_INVALID_OPTION` at the call. */
+/** Options of `pgBoss()`. A wrong value throws `FST_BGT_INVALID_OPTION` there. */
 export interface PgBossOptions {
   /** `postgres://user:password@host/database`. Either this, `db`, or the parts of it in `options`. */
   readonly connectionString?: string
@@ -55,12 +62,12 @@ const RULES: Rules = {
 const REQUEST_MS = 4_000
 
 /**
- * Durable jobs in PostgreSQL 13 or later, by pg-boss 12. A definition is a queue of its name.
+ * Durable jobs in PostgreSQL 13 or later, by pg-boss 12. A definition is a queue of its name. Supports `delay`, `key`, `tx` and `get`.
  *
  * A stored job is `{ payload, enqueuedAt?, headers?, requestId? }`: `boss.send('send-email', { payload })` of any other process
  * makes one too. `id` and `attempt` are the job's own, in pg-boss's columns.
  *
- * @throws FST_BGT_INVALID_OPTION
+ * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value, or pg-boss refuses it
  */
 export function pgBoss (options: PgBossOptions): TaskEngine<PgBossTx> {
   checkOptions(options)

@@ -1,4 +1,8 @@
-/** Background tasks on RabbitMQ, with amqplib. */
+/**
+ * Background tasks on RabbitMQ, with amqplib.
+ *
+ * @module rabbitmq
+ */
 import type { SocketOptions } from 'amqplib'
 import { FST_BGT_INVALID_OPTION } from '../errors.js'
 import { within } from '../limits.js'
@@ -36,7 +40,10 @@ const HEARTBEAT = '4'
 /** Milliseconds between two looks whether consumers are served. */
 const LOOK_MS = 10_000
 
-/** @throws FST_BGT_INVALID_OPTION */
+/**
+ * Durable jobs in RabbitMQ 3.10 or later, by amqplib. A definition is a queue of its name, behind the prefix. Supports `delay`.
+ * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
+ */
 export function rabbitmq (options: RabbitMqOptions = {}): TaskEngine {
   checkOptions(options)
   return new RabbitMqEngine(options)

@@ -1,0 +1,38 @@
+/** Modules that the documentation imports and this repository does not install: of each as much as is used there. */
+
+declare module 'piscina' {
+  export class Piscina {
+    constructor (options: { filename: string })
+    run (task: unknown, options?: { signal?: AbortSignal }): Promise<unknown>
+    close (): Promise<void>
+  }
+}
+
+declare module '@vercel/functions' {
+  export function waitUntil (promise: Promise<unknown>): void
+}
+
+declare module '@fastify/aws-lambda' {
+  import type { FastifyInstance } from 'fastify'
+  export default function awsLambdaFastify (app: FastifyInstance): (event: unknown, context: unknown) => Promise<unknown>
+}
+
+declare module '@sentry/node' {
+  export function captureException (error: unknown, hint?: { tags?: Record<string, string>, extra?: Record<string, unknown> }): string
+}
+
+declare module 'prom-client' {
+  interface Options {
+    name: string
+    help: string
+    labelNames?: string[]
+  }
+  export class Gauge {
+    constructor (options: Options & { collect?: (this: Gauge) => void })
+    set (value: number): void
+  }
+  export class Histogram {
+    constructor (options: Options & { buckets?: number[] })
+    observe (labels: Record<string, string>, value: number): void
+  }
+}
