@@ -35,6 +35,11 @@ export interface TaskSkippedMessage extends TaskAddedMessage {
   reason: string
 }
 
+/** Message of `fastify-background-tasks.failed`: no attempt is left, or there was none. */
+export interface TaskFailedMessage extends TaskAddedMessage {
+  error: unknown
+}
+
 /** Message of `fastify-background-tasks.abandoned`. */
 export interface TaskAbandonedMessage extends TaskAddedMessage {
   /** Milliseconds since `addTask`. */
@@ -51,6 +56,9 @@ export interface TaskEnqueueMessage {
 export const runChannel = tracingChannel<unknown, TaskRunMessage>('fastify-background-tasks.run')
 export const addedChannel = channel('fastify-background-tasks.added')
 export const enqueueChannel = channel('fastify-background-tasks.enqueue')
+/** Message: {@link TaskAddedMessage}. An engine has stored the task. */
+export const enqueuedChannel = channel('fastify-background-tasks.enqueued')
+export const failedChannel = channel('fastify-background-tasks.failed')
 export const skippedChannel = channel('fastify-background-tasks.skipped')
 export const abandonedChannel = channel('fastify-background-tasks.abandoned')
 
