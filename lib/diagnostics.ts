@@ -17,6 +17,10 @@ export interface TaskRunMessage {
   request?: FastifyRequest
   /** Milliseconds between `addTask` and the start. */
   queuedMs: number
+  /** Of a task of a definition: which of its starts this is, from 1. */
+  attempt?: number
+  /** Of a task of a definition: what has travelled with it, trace context for one. */
+  headers?: Readonly<Record<string, string>>
   /** Set once the task has succeeded: what it returned, or resolved to. */
   result?: unknown
   /** Set once the task has failed. */

@@ -63,6 +63,30 @@ t.test('each run is traced from its start to its end, with its result or error',
   t.notOk('request' in (last.get('start ofTheApp') as object))
 })
 
+t.test('a run of a definition says which attempt it is, and what has travelled with the task', async t => {
+  const events = recordRuns(t)
+  const engine = new StubEngine()
+  const flaky = defineTask({
+    name: 'flaky', retry: { attempts: 2, backoff: { delay: 1 } }, handler (_: undefined, { attempt }) { if (attempt === 1) throw new Error('once') }
+  })
+  const local = await start(t, { tasks: [flaky] })
+  local.app.get('/', async request => { request.backgroundTasks.addTask(flaky) })
+  await local.app.inject({ url: '/', headers: { traceparent: '00-1-2-01' } })
+  local.app.backgroundTasks.addTask(function withoutDefinition () {})
+  await local.app.backgroundTasks.idle()
+  const worker = await start(t, { tasks: [flaky], engine })
+  await worker.app.ready()
+  await engine.deliver({ task: 'flaky', attempt: 2, headers: { traceparent: '00-3-4-01' } })
+
+  const starts = events.filter(([event]) => event.startsWith('start')).map(([event, { attempt, headers }]) => [event, attempt, headers])
+  t.strictSame(starts.filter(([event]) => event === 'start flaky'), [
+    ['start flaky', 1, { traceparent: '00-1-2-01' }],
+    ['start flaky', 2, { traceparent: '00-1-2-01' }],
+    ['start flaky', 2, { traceparent: '00-3-4-01' }]
+  ])
+  t.strictSame(starts.filter(([event]) => event !== 'start flaky'), [['start withoutDefinition', undefined, undefined]])
+})
+
 t.test('a tracer binds a store of its own, over that of the addTask call', async t => {
   const { app } = await start(t)
   const spans = new AsyncLocalStorage<string>()
