@@ -20,8 +20,12 @@ export interface TaskRunMessage {
   task: BackgroundTask
   /** The request whose list the task is on; none for a task of the app. */
   request?: FastifyRequest
-  /** Milliseconds between `addTask` and the start. */
+  /** Milliseconds between `addTask` and the start; of what an engine has delivered, since then. */
   queuedMs: number
+  /** Of a task of a definition: which of its starts this is, from 1. */
+  attempt?: number
+  /** Of a task of a definition: what has travelled with it, trace context for one. */
+  headers?: Readonly<Record<string, string>>
   /** Set once the task has succeeded: what it returned, or resolved to. */
   result?: unknown
   /** Set once the task has failed. */
@@ -42,6 +46,12 @@ export interface TaskSkippedMessage extends TaskAddedMessage {
   reason: string
 }
 
+/** Message of `channel('fastify-background-tasks.failed')`: a task has failed, and no attempt is left, or there was none. */
+export interface TaskFailedMessage extends TaskAddedMessage {
+  /** What was thrown. */
+  error: unknown
+}
+
 /** Message of `channel('fastify-background-tasks.abandoned')`: a task was cut off by the deadline of the drain, or added after it. */
 export interface TaskAbandonedMessage extends TaskAddedMessage {
   /** Milliseconds since `addTask`. */
@@ -59,6 +69,9 @@ export interface TaskEnqueueMessage {
 export const runChannel = tracingChannel<unknown, TaskRunMessage>('fastify-background-tasks.run')
 export const addedChannel = channel('fastify-background-tasks.added')
 export const enqueueChannel = channel('fastify-background-tasks.enqueue')
+/** Message: {@link TaskAddedMessage}. An engine has stored the task. */
+export const enqueuedChannel = channel('fastify-background-tasks.enqueued')
+export const failedChannel = channel('fastify-background-tasks.failed')
 export const skippedChannel = channel('fastify-background-tasks.skipped')
 export const abandonedChannel = channel('fastify-background-tasks.abandoned')
 

@@ -39,7 +39,7 @@ export async function enqueue (runner: Runner, definition: AnyTaskDefinition, pa
   if (dispatch === undefined) return addHere()
   try {
     const [receipt = { id, duplicate: false }] = await dispatch.link.enqueue([jobOf(task).toStored()], tx)
-    if (!receipt.duplicate) runner.ledger.enqueuedAtOnce()
+    if (!receipt.duplicate) runner.ledger.enqueuedAtOnce(task)
     return receipt
   } catch (err) {
     // What belongs to a transaction cannot run without it.

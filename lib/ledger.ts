@@ -1,7 +1,7 @@
 import type { AsyncResource } from 'node:async_hooks'
 import type { FastifyBaseLogger } from 'fastify'
 import { FunctionNames, type BackgroundTask } from './background-task.js'
-import { abandonedChannel, addedChannel, skippedChannel, type TaskAddedMessage } from './diagnostics.js'
+import { abandonedChannel, addedChannel, enqueuedChannel, failedChannel, skippedChannel, type TaskAddedMessage } from './diagnostics.js'
 import { overloaded } from './errors.js'
 import { attempt } from './limits.js'
 import type { TaskList } from './task-list.js'
@@ -88,7 +88,9 @@ export class Ledger {
     this.#counts[task.state === 'running' ? 'running' : 'pending']--
     this.#counts.failed++
     if (this.#failures.length < MAX_FAILURES) this.#failures.push(error)
-    return task.end('failed')
+    const context = task.end('failed')
+    if (failedChannel.hasSubscribers) failedChannel.publish({ ...messageOf(list, task), error })
+    return context
   }
 
   /** An attempt has failed, and there will be another one. */
@@ -104,11 +106,14 @@ export class Ledger {
     this.#counts.pending--
     this.#counts.enqueued++
     task.end('enqueued')
+    if (enqueuedChannel.hasSubscribers) enqueuedChannel.publish(messageOf(list, task))
   }
 
   /** A job was stored that was on no list. */
-  enqueuedAtOnce (): void {
+  enqueuedAtOnce (task: BackgroundTask): void {
     this.#counts.enqueued++
+    task.end('enqueued')
+    if (enqueuedChannel.hasSubscribers) enqueuedChannel.publish({ task })
   }
 
   /** A task that an engine has delivered goes back there. */

@@ -176,7 +176,12 @@ export class TaskRuns {
   }
 
   #trace (list: TaskList, task: BackgroundTask, startedAt: number): unknown {
-    const message: TaskRunMessage = { ...messageOf(list, task), queuedMs: startedAt - task.addedAt }
+    const job = task.options?.job
+    const message: TaskRunMessage = {
+      ...messageOf(list, task),
+      queuedMs: startedAt - task.addedAt,
+      ...job !== undefined && { attempt: job.attempt, headers: job.origin.headers }
+    }
     const result = task.start(call => traceRun(message, call))
     if (isThenable(result)) list.trace = message
     return result

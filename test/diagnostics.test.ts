@@ -3,8 +3,9 @@ import t from 'tap'
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { subscribe, tracingChannel, unsubscribe } from 'node:diagnostics_channel'
 import { setImmediate as turn } from 'node:timers/promises'
-import type { TaskAbandonedMessage, TaskAddedMessage, TaskRunMessage, TaskSkippedMessage } from '../lib/index.js'
+import { defineTask, type TaskAbandonedMessage, type TaskAddedMessage, type TaskFailedMessage, type TaskRunMessage, type TaskSkippedMessage } from '../lib/index.js'
 import { deferred, start } from './support/app.js'
+import { StubEngine } from './support/stub-engine.js'
 
 const run = tracingChannel<unknown, TaskRunMessage>('fastify-background-tasks.run')
 
@@ -62,6 +63,30 @@ t.test('each run is traced from its start to its end, with its result or error',
   t.notOk('request' in (last.get('start ofTheApp') as object))
 })
 
+t.test('a run of a definition says which attempt it is, and what has travelled with the task', async t => {
+  const events = recordRuns(t)
+  const engine = new StubEngine()
+  const flaky = defineTask({
+    name: 'flaky', retry: { attempts: 2, backoff: { delay: 1 } }, handler (_: undefined, { attempt }) { if (attempt === 1) throw new Error('once') }
+  })
+  const local = await start(t, { tasks: [flaky] })
+  local.app.get('/', async request => { request.backgroundTasks.addTask(flaky) })
+  await local.app.inject({ url: '/', headers: { traceparent: '00-1-2-01' } })
+  local.app.backgroundTasks.addTask(function withoutDefinition () {})
+  await local.app.backgroundTasks.idle()
+  const worker = await start(t, { tasks: [flaky], engine })
+  await worker.app.ready()
+  await engine.deliver({ task: 'flaky', attempt: 2, headers: { traceparent: '00-3-4-01' } })
+
+  const starts = events.filter(([event]) => event.startsWith('start')).map(([event, { attempt, headers }]) => [event, attempt, headers])
+  t.strictSame(starts.filter(([event]) => event === 'start flaky'), [
+    ['start flaky', 1, { traceparent: '00-1-2-01' }],
+    ['start flaky', 2, { traceparent: '00-1-2-01' }],
+    ['start flaky', 2, { traceparent: '00-3-4-01' }]
+  ])
+  t.strictSame(starts.filter(([event]) => event !== 'start flaky'), [['start withoutDefinition', undefined, undefined]])
+})
+
 t.test('a tracer binds a store of its own, over that of the addTask call', async t => {
   const { app } = await start(t)
   const spans = new AsyncLocalStorage<string>()
@@ -117,4 +142,44 @@ t.test('added, skipped and abandoned tasks are published', async t => {
     { task: { name: 'conditional' }, reason: /its `when` is 'error'/ }
   ])
   t.match(abandoned, [{ task: { name: 'atTheDeadline' }, ageMs: Number }, { task: { name: 'afterTheClose' }, ageMs: Number }])
+})
+
+t.test('failed tasks are published once, when no attempt is left, whether they have run or not', async t => {
+  const runs = recordRuns(t)
+  const failed = record<TaskFailedMessage>(t, 'fastify-background-tasks.failed')
+  const broken = new Error('broken')
+  const flaky = defineTask({
+    name: 'flaky', retry: { attempts: 3, backoff: { delay: 1 } }, handler (until: number, { attempt }) { if (attempt < until) throw broken }
+  })
+  const { app } = await start(t, { tasks: [flaky] })
+  app.get('/', async request => {
+    request.backgroundTasks.addTask(async function rejects () { await turn(); throw broken })
+    request.backgroundTasks.with({ when () { throw broken } }).addTask(function unasked () {})
+    request.backgroundTasks.addTask(flaky, 4)
+    request.backgroundTasks.addTask(flaky, 3)
+    return 'ok'
+  })
+  await app.inject('/')
+  await app.backgroundTasks.idle()
+  t.equal(runs.filter(([event]) => event === 'error flaky').length, 5)
+  t.match(failed, ['rejects', 'unasked', 'flaky'].map(name => ({ task: { name, state: 'failed' }, request: { url: '/' }, error: broken })))
+  t.equal(failed.length, app.backgroundTasks.stats.failed)
+})
+
+t.test('what an engine has stored is published, and what it has not as a failure', async t => {
+  const failed = record<TaskFailedMessage>(t, 'fastify-background-tasks.failed')
+  const enqueued = record<TaskAddedMessage>(t, 'fastify-background-tasks.enqueued')
+  const engine = new StubEngine()
+  const job = defineTask({ name: 'job', handler () {} })
+  const { app } = await start(t, { tasks: [job], engine })
+  app.get('/', async request => ({ id: request.backgroundTasks.addTask(job).id }))
+  const { id } = (await app.inject('/')).json<{ id: string }>()
+  await app.backgroundTasks.enqueue(job, undefined, { key: 'k' })
+  await app.backgroundTasks.enqueue(job, undefined, { key: 'k' })
+  t.match(enqueued, [{ task: { id, name: 'job', state: 'enqueued' }, request: { url: '/' } }, { task: { name: 'job', state: 'enqueued' } }])
+  t.equal(enqueued.length, app.backgroundTasks.stats.enqueued, 'what was stored before is not stored again')
+  t.strictSame(failed, [])
+  engine.onEnqueue = async () => { throw new Error('connection refused') }
+  t.equal((await app.inject('/')).statusCode, 503)
+  t.match(failed, [{ task: { name: 'job', state: 'failed' }, request: { url: '/' }, error: { code: 'FST_BGT_ENGINE_UNAVAILABLE' } }])
 })

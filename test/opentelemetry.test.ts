@@ -1,19 +1,11 @@
-// The tracing channel carries OpenTelemetry: what examples/opentelemetry says of it holds.
+// The channels carry OpenTelemetry: what examples/opentelemetry says of it holds.
+import { channel, tracingChannel } from 'node:diagnostics_channel'
 import { request as httpRequest } from 'node:http'
 import { SpanStatusCode, context, propagation, trace } from '@opentelemetry/api'
-import { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks'
-import { BasicTracerProvider, InMemorySpanExporter, SimpleSpanProcessor, type ReadableSpan } from '@opentelemetry/sdk-trace-base'
-import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
-import t, { type Test } from 'tap'
-import { traceRequests } from '../examples/opentelemetry/request-spans.js'
+import type { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks'
+import t from 'tap'
 import { traceTasks } from '../examples/opentelemetry/task-spans.js'
-import backgroundTasks from '../lib/index.js'
-
-const exporter = new InMemorySpanExporter()
-trace.setGlobalTracerProvider(new BasicTracerProvider({ spanProcessors: [new SimpleSpanProcessor(exporter)] }))
-const contextManager = new AsyncLocalStorageContextManager()
-context.setGlobalContextManager(contextManager)
-const tracer = trace.getTracer('test')
+import { exporter, finished, names, start, telemetry, tracer } from './support/traced.js'
 
 t.afterEach(() => { exporter.reset() })
 
@@ -23,7 +15,7 @@ t.test('a task\'s span is linked to its request\'s, which has ended, and is not 
   })
   await post()
 
-  t.same(names(), ['POST /', 'sendReceipt'], 'in the order in which they ended')
+  t.same(names(), ['handler - answer', 'POST /', 'sendReceipt'], 'in the order in which they ended')
   const [request, task] = [finished('POST /'), finished('sendReceipt')]
   t.same(task.links.map(link => link.context), [request.spanContext()])
   t.equal(task.parentSpanContext, undefined)
@@ -59,8 +51,8 @@ t.test('a task that fails has a span with the error, and the next one none of it
   })
   await post()
 
-  t.same(names(), ['POST /', 'throws', 'rejects', 'throwsNoError', 'hangs', 'succeeds'], 'each ended once')
-  t.match(names().slice(1).map(name => finished(name).status), [
+  t.same(names(), ['handler - answer', 'POST /', 'throws', 'rejects', 'throwsNoError', 'hangs', 'succeeds'], 'each ended once')
+  t.match(names().slice(2).map(name => finished(name).status), [
     { code: SpanStatusCode.ERROR, message: 'at once' },
     { code: SpanStatusCode.ERROR, message: 'later' },
     { code: SpanStatusCode.ERROR, message: 'a string' },
@@ -113,64 +105,20 @@ t.test('a request whose client hangs up has a span too, and its task is linked t
   t.same(finished('sendReceipt').links.map(link => link.context), [finished('POST /').spanContext()])
 })
 
-t.test('once stopped, tasks have no spans, and see no others', async t => {
-  let active: unknown
-  const { post, stop } = await start(t, request => {
-    request.backgroundTasks.addTask(() => { active = trace.getActiveSpan()?.spanContext() })
-  })
-  stop()
-  await post()
-  t.same(names(), ['POST /'])
-  t.same(active, finished('POST /').spanContext(), 'the context of the `addTask` call, as without tracing')
-})
-
 t.test('a context manager without a store of its own is refused', async t => {
-  const options = { tracer, contextManager: {} as AsyncLocalStorageContextManager, spanOf: () => undefined }
+  const options = { contextManager: {} as AsyncLocalStorageContextManager, contextOf: () => undefined }
   t.throws(() => traceTasks(options), { name: 'TypeError', message: 'This context manager has no `_asyncLocalStorage`' })
 })
 
-interface Started {
-  app: FastifyInstance
-  address: string
-  stop: () => void
-  /** A request with a body; resolves when its tasks have ended. */
-  post: () => Promise<void>
-}
-
-/** A traced app whose one route, `POST /`, does this and answers. */
-async function start (t: Test, handle: (request: FastifyRequest, reply: FastifyReply) => unknown): Promise<Started> {
-  const app = Fastify()
-  await app.register(backgroundTasks)
-  const stop = traceTasks({ tracer, contextManager, spanOf: traceRequests(app, tracer) })
-  t.teardown(async () => {
-    stop()
-    await app.close()
+t.test('once stopped, nothing listens to tasks, and they see the context of their `addTask` call, as without tracing', async t => {
+  const { app } = await start(t, () => {})
+  const [expected, active] = await tracer.startActiveSpan('cron', async span => {
+    await telemetry.stop()
+    const seen = new Promise(resolve => { app.backgroundTasks.addTask(() => { resolve(trace.getActiveSpan()) }) })
+    return [span, await seen]
   })
-  app.post('/', async (request, reply) => {
-    await handle(request, reply)
-    return { active: trace.getActiveSpan()?.spanContext().spanId }
-  })
-  const address = await app.listen({ port: 0, host: '127.0.0.1' })
-  return {
-    app,
-    address,
-    stop,
-    async post () {
-      const response = await fetch(address, { method: 'POST', body: '{"a":1}', headers: { 'content-type': 'application/json' } })
-      const { active } = await response.json() as { active: string }
-      await app.backgroundTasks.idle()
-      t.equal(active, finished('POST /').spanContext().spanId, 'the request\'s span is active in its handler')
-    }
-  }
-}
-
-/** The names of the spans that have ended, first ended first. */
-function names (): string[] {
-  return exporter.getFinishedSpans().map(span => span.name)
-}
-
-function finished (name: string): ReadableSpan {
-  const [span, ...others] = exporter.getFinishedSpans().filter(span => span.name === name)
-  if (span === undefined || others.length > 0) throw new Error(`expected one span '${name}' of: ${names().join(', ')}`)
-  return span
-}
+  t.equal(active, expected)
+  const run = tracingChannel('fastify-background-tasks.run')
+  const channels = [run.start, run.end, run.asyncStart, run.asyncEnd, run.error, channel('fastify-background-tasks.enqueue')]
+  t.strictSame(channels.filter(({ hasSubscribers }) => hasSubscribers), [])
+})

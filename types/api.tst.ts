@@ -4,8 +4,8 @@ import { describe, expect, test } from 'tstyche'
 import backgroundTasks, {
   backgroundTasks as named, BackgroundTask, fastifyBackgroundTasks,
   type AppBackgroundTasks, type BackgroundTasks, type ExchangeOutcome, type FastifyBackgroundTasksOptions, type IdleOptions,
-  type TaskAbandonedMessage, type TaskAddedMessage, type TaskAdder, type TaskCondition, type TaskOptions, type TaskRunMessage,
-  type TaskSkippedMessage, type TaskState, type TaskStats
+  type TaskAbandonedMessage, type TaskAddedMessage, type TaskAdder, type TaskCondition, type TaskFailedMessage, type TaskOptions,
+  type TaskRunMessage, type TaskSkippedMessage, type TaskState, type TaskStats
 } from '../lib/index.js'
 
 interface Row { id: string }
@@ -442,6 +442,7 @@ test('the messages of the channels name the task and its request', () => {
   expect<TaskRunMessage['queuedMs']>().type.toBe<number>()
   expect<TaskRunMessage>().type.toBeAssignableTo<TaskAddedMessage>()
   expect<TaskSkippedMessage>().type.toBeAssignableTo<TaskAddedMessage & { reason: string }>()
+  expect<TaskFailedMessage>().type.toBeAssignableTo<TaskAddedMessage & { error: unknown }>()
   expect<TaskAbandonedMessage>().type.toBeAssignableTo<TaskAddedMessage & { ageMs: number }>()
   expect<TracingChannel<unknown, TaskRunMessage>>().type.toHaveProperty('subscribe')
 })

@@ -1,39 +1,47 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
-import { tracingChannel, type TracingChannelSubscribers } from 'node:diagnostics_channel'
-import { SpanStatusCode, context, trace, type Context, type Span, type Tracer } from '@opentelemetry/api'
+import { subscribe, tracingChannel, unsubscribe, type TracingChannelSubscribers } from 'node:diagnostics_channel'
+import { ROOT_CONTEXT, SpanStatusCode, context, propagation, trace, type Context, type Span } from '@opentelemetry/api'
 import type { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks'
 import type { FastifyRequest } from 'fastify'
-import type { TaskRunMessage } from 'fastify-background-tasks'
+import type { TaskEnqueueMessage, TaskRunMessage } from 'fastify-background-tasks'
 
 export interface TaskSpansOptions {
-  tracer: Tracer
-  /** The app's context manager, the one given to `context.setGlobalContextManager` or to the `NodeSDK`. */
+  /** The process's context manager, the one given to the `NodeSDK` or to `context.setGlobalContextManager`. */
   contextManager: AsyncLocalStorageContextManager
-  /** The span of a request; with `@fastify/otel`: `request => request.opentelemetry().span`. */
-  spanOf: (request: FastifyRequest) => Span | null | undefined
+  /** The context of a request, in which its span is. */
+  contextOf: (request: FastifyRequest) => Context | null | undefined
 }
 
 /**
- * Gives each background task a span of its own. The request's span has ended by the time its tasks run, so the task's is not
- * its child but the root of a new trace, linked to it. Spans made inside the task are children of the task's.
+ * Gives each run of a background task a span of its own. The request's span has ended by then, so the task's is not its child
+ * but the root of a new trace, linked to it. Spans made inside the task are children of the task's.
+ *
+ * A task of a definition carries the span that is active in its `addTask` call, and the baggage, to wherever an engine has it
+ * run: in the worker its span is linked to that one.
  * @returns a function that stops it
  */
-export function traceTasks ({ tracer, contextManager, spanOf }: TaskSpansOptions): () => void {
+export function traceTasks ({ contextManager, contextOf }: TaskSpansOptions): () => void {
+  const tracer = trace.getTracer('fastify-background-tasks')
   const channel = tracingChannel<Context, TaskRunMessage>('fastify-background-tasks.run')
   const storage = storageOf(contextManager)
   const spans = new WeakMap<TaskRunMessage, Span>()
 
-  // Called in the context of the `addTask` call, whose baggage the task keeps.
+  // Called in the context of the `addTask` call; what an engine delivers has its own in its headers.
   function startSpan (message: TaskRunMessage): Context {
-    const { task, request, queuedMs } = message
-    const cause = request === undefined ? trace.getActiveSpan() : spanOf(request)
+    const { task, request, queuedMs, attempt, headers } = message
+    const own = request === undefined && headers !== undefined ? propagation.extract(ROOT_CONTEXT, headers) : context.active()
+    const cause = trace.getSpanContext((request && contextOf(request)) ?? own)
     const span = tracer.startSpan(task.name, {
       root: true,
-      links: cause == null ? [] : [{ context: cause.spanContext() }],
-      attributes: { 'background_task.id': task.id, 'background_task.queued_ms': queuedMs }
+      links: cause === undefined ? [] : [{ context: cause }],
+      attributes: {
+        'background_task.id': task.id,
+        'background_task.queued_ms': queuedMs,
+        ...attempt !== undefined && { 'background_task.attempt': attempt }
+      }
     })
     spans.set(message, span)
-    return trace.setSpan(context.active(), span)
+    return trace.setSpan(own, span)
   }
 
   const subscribers: TracingChannelSubscribers<TaskRunMessage> = {
@@ -51,11 +59,18 @@ export function traceTasks ({ tracer, contextManager, spanOf }: TaskSpansOptions
       span?.setStatus({ code: SpanStatusCode.ERROR, message: error.message })
     }
   }
+  const inject = (message: unknown): void => {
+    const { headers } = message as TaskEnqueueMessage
+    propagation.inject(context.active(), headers)
+  }
+
   channel.start.bindStore(storage, startSpan)
   channel.subscribe(subscribers)
+  subscribe('fastify-background-tasks.enqueue', inject)
   return () => {
     channel.start.unbindStore(storage)
     channel.unsubscribe(subscribers)
+    unsubscribe('fastify-background-tasks.enqueue', inject)
   }
 }
 

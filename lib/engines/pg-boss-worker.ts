@@ -85,7 +85,8 @@ export class PgBossWorker {
     try {
       this.#subscription = await this.#server.ask(async boss => await boss.getDb().listen?.(
         this.#server.channel,
-        queue => { this.#consumers.get(queue)?.wake() },
+        // PGlite notifies in the context of the statement that did.
+        queue => { this.#context.runInAsyncScope(() => this.#consumers.get(queue)?.wake()) },
         () => { this.#wakeAll() }
       ))
     } catch (error) {

@@ -2,6 +2,7 @@
  * Every promise that holds in every placement, and every flag of `supports`: one suite for this process and each engine.
  * What a placement cannot do it has to refuse.
  */
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Type } from '@sinclair/typebox'
 import type { FastifyInstance } from 'fastify'
@@ -237,6 +238,20 @@ export function conformance (open: (t: Test) => Promise<PlacementUnderTest | und
       if (supports.get) t.match(await read(web.app, other, id), { state: 'pending', attempt: 0 })
       t.match(worker.app.backgroundTasks.stats, { enqueued: 0 })
       t.match(web.app.backgroundTasks.stats, { enqueued: 31 })
+    })
+
+    await t.test('a job that was stored sees nothing of the request that stored it, though it runs in the same process', async t => {
+      const requests = new AsyncLocalStorage<string>()
+      const seen: unknown[] = []
+      const look = defineTask({ name: 'look', handler () { seen.push(requests.getStore()) } })
+      const { app } = await onPlace(t, [look])
+      const worker = await onPlace(t, [look])
+      for (let i = 1; i <= 3; i++) {
+        await requests.run('a request', async () => await app.backgroundTasks.enqueue(look))
+        await until(() => seen.length === i)
+        if (i === 2) await worker.app.close()
+      }
+      t.strictSame(seen, Array(3).fill(engine === undefined ? 'a request' : undefined))
     })
 
     await t.test('a shutdown under load loses nothing and runs nothing twice', async t => {

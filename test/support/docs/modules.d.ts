@@ -20,19 +20,3 @@ declare module '@fastify/aws-lambda' {
 declare module '@sentry/node' {
   export function captureException (error: unknown, hint?: { tags?: Record<string, string>, extra?: Record<string, unknown> }): string
 }
-
-declare module 'prom-client' {
-  interface Options {
-    name: string
-    help: string
-    labelNames?: string[]
-  }
-  export class Gauge {
-    constructor (options: Options & { collect?: (this: Gauge) => void })
-    set (value: number): void
-  }
-  export class Histogram {
-    constructor (options: Options & { buckets?: number[] })
-    observe (labels: Record<string, string>, value: number): void
-  }
-}
