@@ -18,7 +18,7 @@ t.test('a full Redis: jobs are refused with its reason, and what is stored still
   await server.start()
   const ran: string[] = []
   const note = defineTask({ name: 'note', handler (name: string) { ran.push(name) } })
-  const { app } = await start(t, { tasks: [note], engine: bullmq({ connection: server.url }) })
+  const { app, logs } = await start(t, { tasks: [note], engine: bullmq({ connection: server.url }) })
   const admin = new Redis(server.url)
   t.teardown(() => { admin.disconnect() })
   app.get<{ Params: { name: string } }>('/:name', async request => { request.backgroundTasks.addTask(note, request.params.name) })
@@ -29,7 +29,8 @@ t.test('a full Redis: jobs are refused with its reason, and what is stored still
   }
   const reply = await app.inject('/during')
   t.equal(reply.statusCode, 503)
-  t.match(reply.json(), { code: 'FST_BGT_ENGINE_UNAVAILABLE', message: /OOM/ })
+  t.match(reply.json(), { code: 'FST_BGT_ENGINE_UNAVAILABLE', message: /not available. Retry later$/ })
+  t.match(logs.findLast(({ msg }) => msg === 'background task failed'), { err: { message: /OOM/ } })
   await admin.del('ballast')
   while ((await app.inject('/after')).statusCode !== 200) await sleep(20)
   while (!ran.includes('after')) await sleep(20)

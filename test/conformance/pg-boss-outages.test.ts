@@ -33,7 +33,7 @@ t.test('a job written by hand runs, a malformed one fails at once; what jsonb ca
   await boss.send('note', { payload: 'by hand', requestId: 'r-1' })
   const ids: Array<string | null> = []
   for (const data of [null, { text: 1 }, { payload: 7 }, { payload: 'odd', headers: 'none', enqueuedAt: 'never' }]) ids.push(await boss.send('note', data as object))
-  await t.rejects(app.backgroundTasks.enqueue(note, 'null \u0000'), { code: 'FST_BGT_ENGINE_UNAVAILABLE', message: /U\+0000/ })
+  await t.rejects(app.backgroundTasks.enqueue(note, 'null \u0000'), { code: 'FST_BGT_ENGINE_UNAVAILABLE', cause: { message: /U\+0000/ } })
   const { id } = await app.backgroundTasks.enqueue(note, 'odd result')
   while (ran.length < 3) await sleep(20)
   const state = async (id: string | null): Promise<string | undefined> => (await app.backgroundTasks.get(note, id ?? ''))?.state
