@@ -145,7 +145,9 @@ export class TaskJob {
   /** The job as an engine stores it. */
   toStored (): Job {
     const { id, key, enqueuedAt, headers, requestId } = this.origin
-    return { id, task: this.name, payload: parse(this.#input) as Json, delayMs: Math.max(this.waitMs(), 0), keyed: key !== undefined, enqueuedAt, headers, requestId }
+    // What is stored was added here, and is JSON.
+    const { text } = this.#input as { readonly text: string }
+    return new StoredJob(id, this.name, text, Math.max(this.waitMs(), 0), key !== undefined, enqueuedAt, headers, requestId)
   }
 
   toRecord (task: BackgroundTask): JobRecord {
@@ -181,6 +183,35 @@ export class TaskJob {
     if (task.state !== 'pending') return task.state as JobState
     if (this.attempt > 0) return 'retrying'
     return this.waitMs() > 0 ? 'delayed' : 'pending'
+  }
+}
+
+class StoredJob implements Job {
+  readonly id: string
+  readonly task: string
+  readonly json: string
+  readonly delayMs: number
+  readonly keyed: boolean
+  readonly enqueuedAt: number
+  readonly headers: Readonly<Record<string, string>>
+  readonly requestId: string | undefined
+
+  constructor (
+    id: string, task: string, json: string, delayMs: number, keyed: boolean, enqueuedAt: number,
+    headers: Readonly<Record<string, string>>, requestId: string | undefined
+  ) {
+    this.id = id
+    this.task = task
+    this.json = json
+    this.delayMs = delayMs
+    this.keyed = keyed
+    this.enqueuedAt = enqueuedAt
+    this.headers = headers
+    this.requestId = requestId
+  }
+
+  get payload (): Json {
+    return JSON.parse(this.json) as Json
   }
 }
 

@@ -30,7 +30,8 @@ export class StubEngine implements TaskEngine<unknown> {
     this.transactions.push(options?.tx)
     await this.onEnqueue(jobs)
     const known = new Set(this.stored.flat().map(({ id }) => id))
-    this.stored.push(jobs)
+    // As an engine would: what is parsed at each read is parsed once.
+    this.stored.push(jobs.map(job => ({ ...job, payload: job.payload })))
     return jobs.map(({ id }) => ({ id, duplicate: known.has(id) }))
   }
 
