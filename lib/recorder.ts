@@ -12,7 +12,7 @@ export interface Recorder {
   /** What is recorded will not run. */
   drop: () => void
   /** Another one takes its place. */
-  restore: () => void
+  detach: () => void
 }
 
 const kRecorder = Symbol('fastify-background-tasks.recorder')

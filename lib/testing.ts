@@ -102,18 +102,23 @@ class Recording implements TaskRecorder, Recorder {
   }
 
   restore (): void {
+    const runners = [...this.#runners.keys()]
+    this.detach()
+    for (const { link } of runners) void link?.start()
+  }
+
+  detach (): void {
     this.drop()
     for (const [runner, dispatch] of this.#runners) {
       runner.recorder = undefined
       runner.dispatch = dispatch
-      void runner.link?.start()
     }
     this.#runners.clear()
     if (recorderOf(this.#app) === this) setRecorder(this.#app, undefined)
   }
 
   attach (runner: Runner): void {
-    runner.recorder?.restore()
+    runner.recorder?.detach()
     this.#runners.set(runner, runner.dispatch)
     runner.recorder = this
     runner.dispatch = undefined

@@ -220,7 +220,9 @@ t.test('restore() ends it: tasks run again, on the engine where they have one', 
 })
 
 t.test('a second recordTasks() takes the place of the first', async t => {
-  const { app, tasks } = await record(t, { engine: new StubEngine() })
+  const engine = new StubEngine()
+  const { app, tasks } = await record(t, { engine })
+  await app.ready()
   app.backgroundTasks.addTask(run, 'first')
   const second = recordTasks(app)
   app.backgroundTasks.addTask(run, 'second')
@@ -228,6 +230,7 @@ t.test('a second recordTasks() takes the place of the first', async t => {
   app.backgroundTasks.addTask(job, { at: 'third' })
   await second.run()
   t.strictSame(ran, ['second', 'third'])
+  t.strictSame(engine.calls, [], 'the engine is still not connected to')
   t.equal(tasks.added.length, 1)
 })
 
