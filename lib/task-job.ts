@@ -189,7 +189,7 @@ export class TaskJob {
 class StoredJob implements Job {
   readonly id: string
   readonly task: string
-  readonly json: string
+  readonly text: string
   readonly delayMs: number
   readonly keyed: boolean
   readonly enqueuedAt: number
@@ -197,12 +197,12 @@ class StoredJob implements Job {
   readonly requestId: string | undefined
 
   constructor (
-    id: string, task: string, json: string, delayMs: number, keyed: boolean, enqueuedAt: number,
+    id: string, task: string, text: string, delayMs: number, keyed: boolean, enqueuedAt: number,
     headers: Readonly<Record<string, string>>, requestId: string | undefined
   ) {
     this.id = id
     this.task = task
-    this.json = json
+    this.text = text
     this.delayMs = delayMs
     this.keyed = keyed
     this.enqueuedAt = enqueuedAt
@@ -211,7 +211,7 @@ class StoredJob implements Job {
   }
 
   get payload (): Json {
-    return JSON.parse(this.json) as Json
+    return JSON.parse(this.text) as Json
   }
 }
 

@@ -27,9 +27,9 @@ export interface Job {
   readonly id: string
   /** The name of its definition. */
   readonly task: string
-  /** Checked, as JSON. */
-  readonly json: string
-  /** The same, parsed at each read: an engine that stores JSON as it is has no use for it. */
+  /** The payload, checked, as JSON. */
+  readonly text: string
+  /** The same, parsed at each read: an engine that stores text has no use for it. */
   readonly payload: Json
   /** Milliseconds from now until it may start; 0: at once. */
   readonly delayMs: number

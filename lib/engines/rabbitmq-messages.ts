@@ -18,8 +18,8 @@ const MAX_SHORT = 255
 /** amqplib encodes 64 KiB of headers. Half of it, for numbers of bytes and characters differ. */
 const MAX_HEADERS = 32_768
 
-export function toContent ({ json }: Job): Buffer {
-  return Buffer.from(json)
+export function toContent ({ text }: Job): Buffer {
+  return Buffer.from(text)
 }
 
 export function toProperties ({ id, task, headers, requestId, enqueuedAt }: Job, dueAt: number | undefined): Options.Publish {
