@@ -166,9 +166,10 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     return `BackgroundTask ${inspect(this.toJSON())}`
   }
 
-  /** @internal Those of its function, until it has ended. */
+  /** @internal Those of its function. */
   get args (): readonly unknown[] {
-    return this.#call?.args ?? []
+    // Asked for when it is added.
+    return (this.#call as TaskCall).args
   }
 
   /** Aborts at the task's timeout, with `FST_BGT_TIMEOUT` as reason, and at the deadline of the drain. Made on first read. */

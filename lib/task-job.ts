@@ -65,7 +65,7 @@ export class TaskJob {
   get log (): FastifyBaseLogger {
     const { app, log } = this.#surroundings
     const { delivery, requestId } = this.origin
-    return delivery === undefined || requestId === undefined ? log : log.child({ [app.initialConfig.requestIdLogLabel ?? 'reqId']: requestId })
+    return delivery === undefined || requestId === undefined ? log : log.child({ [String(app.initialConfig.requestIdLogLabel)]: requestId })
   }
 
   /** Milliseconds until it may start. */

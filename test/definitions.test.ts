@@ -353,8 +353,10 @@ t.test('what a placement cannot do, and what nobody knows, is refused at the cal
   t.throws(() => tasks.addTask(known, undefined, { priority: 1 } as object), { code: 'FST_BGT_INVALID_OPTION', message: /has no option "priority"; it accepts key, delay/ })
   await t.rejects(tasks.enqueue(known, undefined, null as never), { code: 'FST_BGT_INVALID_OPTION', message: /^enqueue accepts an object of options; received null/ })
   await t.rejects(tasks.enqueue(known, undefined, { priority: 1 } as object), { code: 'FST_BGT_INVALID_OPTION', message: /enqueue has no option "priority"; it accepts key, delay, tx/ })
+  t.throws(() => defineTask({} as never), { code: 'FST_BGT_INVALID_OPTION', message: 'defineTask needs the option "name"; received none' })
   const misuses: Array<[Promise<unknown>, string]> = [
     [tasks.enqueue(console.log as never), 'enqueue accepts a definition, which defineTask makes; received the function log'],
+    [tasks.enqueue((() => {}) as never), 'enqueue accepts a definition, which defineTask makes; received the function (anonymous)'],
     [tasks.get('known' as never, 'id'), 'get accepts a definition, which defineTask makes; received a string'],
     [tasks.get(known, undefined as never), 'get accepts a definition and the id of a task; received undefined for the id']
   ]

@@ -496,6 +496,7 @@ t.test('a web process does not consume; concurrency is by name', async t => {
     [{ worker: 1 }, /"worker" of register accepts a boolean or { concurrency }/],
     [{ worker: { concurrency: 0 } }, /"concurrency" of worker accepts/],
     [{ worker: { concurrency: { nobody: 1 } } }, /concurrency of worker has no option "nobody"; it accepts job/],
+    [{ tasks: [], worker: { concurrency: { job: 1 } } }, /concurrency of worker has no option "job"; it accepts none$/],
     [{ engine: {} }, /"engine" of register accepts an engine/],
     [{ enqueueTimeout: 0 }, /"enqueueTimeout"/],
     [{ fallback: 'remote' }, /"fallback" of register accepts 'local'/],

@@ -59,14 +59,29 @@ t.test('run() runs them in order, with what they add, and waits for the requests
     })
     request.backgroundTasks.addTask(job, { at: `${name} 2` }, { delay: 60_000 })
   })
-  const injected = [app.inject('/a'), app.inject('/b')]
-  await Promise.all(injected)
+  await Promise.all([app.inject('/a'), app.inject('/b')])
   await Promise.all([tasks.run(), tasks.run()])
   t.strictSame(ran, ['a 1', 'a 2', 'a 3', 'a cleanup', 'b 1', 'b 2', 'b 3', 'b cleanup', 'a app', 'b app'], 'list by list, a delay is over, a second call changes nothing')
   t.equal(tasks.added.length, 8)
   t.strictSame(tasks.added.map(({ task }) => task.state), Array(8).fill('succeeded'))
   await tasks.run()
   t.equal(ran.length, 10, 'once')
+})
+
+t.test('run() waits for a request whose handler goes on', async t => {
+  const { app, tasks } = await record(t)
+  const [isAdded, gate] = [deferred(), deferred()]
+  app.get('/', async request => {
+    request.backgroundTasks.addTask(run, 'task')
+    isAdded.resolve()
+    await gate.promise
+  })
+  const injected = app.inject('/')
+  await isAdded.promise
+  const done = tasks.run()
+  gate.resolve()
+  await Promise.all([injected, done])
+  t.strictSame(ran, ['task'])
 })
 
 t.test('run() rejects with the first failure when all have run; attempts are not waited for', async t => {
@@ -157,6 +172,7 @@ t.test('a definition on an engine is recorded without its server, before and aft
     t.strictSame(engine.calls, [], 'the engine was not asked for anything')
     t.equal(app.backgroundTasks.stats.enqueued, 0)
     await app.close()
+    tasks.restore()
     t.strictSame(engine.calls, [], 'nor at the close')
     t.notMatch(logs, [{ level: 40 }])
   }
