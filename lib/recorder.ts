@@ -7,6 +7,8 @@ export interface Recorder {
   /** A plugin is registered whose tasks are to be recorded. */
   attach: (runner: Runner) => void
   taskAdded: (list: TaskList, task: BackgroundTask) => void
+  /** Whether it has recorded the task. */
+  has: (task: BackgroundTask) => boolean
   /** A list is ready to run. @returns whether it is kept until it is woken again */
   keep: (list: TaskList) => boolean
   /** What is recorded will not run. */

@@ -144,10 +144,9 @@ export class TaskJob {
 
   /** The job as an engine stores it. */
   toStored (): Job {
-    const { id, key, enqueuedAt, headers, requestId } = this.origin
     // What is stored was added here, and is JSON.
     const { text } = this.#input as { readonly text: string }
-    return new StoredJob(id, this.name, text, Math.max(this.waitMs(), 0), key !== undefined, enqueuedAt, headers, requestId)
+    return new StoredJob(this.origin, this.name, text, Math.max(this.waitMs(), 0))
   }
 
   toRecord (task: BackgroundTask): JobRecord {
@@ -196,15 +195,12 @@ class StoredJob implements Job {
   readonly headers: Readonly<Record<string, string>>
   readonly requestId: string | undefined
 
-  constructor (
-    id: string, task: string, text: string, delayMs: number, keyed: boolean, enqueuedAt: number,
-    headers: Readonly<Record<string, string>>, requestId: string | undefined
-  ) {
+  constructor ({ id, key, enqueuedAt, headers, requestId }: JobOrigin, task: string, text: string, delayMs: number) {
     this.id = id
     this.task = task
     this.text = text
     this.delayMs = delayMs
-    this.keyed = keyed
+    this.keyed = key !== undefined
     this.enqueuedAt = enqueuedAt
     this.headers = headers
     this.requestId = requestId

@@ -124,9 +124,13 @@ class Recording implements TaskRecorder, Recorder {
     runner.dispatch = undefined
   }
 
+  has (task: BackgroundTask): boolean {
+    return this.#recorded.has(task)
+  }
+
   keep (list: TaskList): boolean {
     // Cleanups alone are no tasks, and a test that does not run its tasks wants its connections back.
-    if (list === this.#running || !list.tasks().some(task => this.#recorded.has(task))) return false
+    if (list === this.#running || !list.tasks().some(task => this.has(task))) return false
     this.#kept.add(list)
     return true
   }
