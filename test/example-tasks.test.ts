@@ -1,15 +1,13 @@
 import { execFile } from 'node:child_process'
-import { randomUUID } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { bullmq } from 'fastify-background-tasks/bullmq'
 import { rabbitmq } from 'fastify-background-tasks/rabbitmq'
-import { Redis } from 'ioredis'
 import t from 'tap'
 import { buildApp } from '../examples/tasks/app.js'
 import { mountDashboard } from '../examples/tasks/dashboard.js'
-import { opened } from './support/opened.js'
+import { openRedis } from './support/redis.js'
 
 t.setTimeout(120_000)
 const root = fileURLToPath(new URL('..', import.meta.url))
@@ -33,17 +31,11 @@ t.test('POST answers 202 with Location, where the task can be followed; both are
 })
 
 t.test('the dashboard stands beside the service, behind a login, and shows what runs on Redis', async t => {
-  const connection = process.env['REDIS_URL'] ?? 'redis://127.0.0.1:6379'
-  const redis = new Redis(connection, { lazyConnect: true, retryStrategy: () => null })
-  redis.on('error', () => {})
-  t.teardown(() => { redis.disconnect() })
-  if (await opened(t, 'Redis', async () => await redis.ping()) === undefined) return
-  const prefix = `fbt-test-${randomUUID().slice(0, 8)}`
+  const redis = await openRedis(t)
+  if (redis === undefined) return
+  const { connection, prefix } = redis
   const app = await buildApp({ engine: bullmq({ connection, prefix }), worker: false })
-  t.teardown(async () => {
-    await app.close()
-    await redis.del(await redis.keys(`${prefix}:*`))
-  })
+  t.teardown(() => app.close())
   await mountDashboard(app, connection, { name: 'ada', password: 'secret' }, prefix)
   t.equal((await app.inject({ method: 'POST', url: '/reports', payload: { title: 'spring' } })).statusCode, 202)
 

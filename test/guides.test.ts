@@ -1,11 +1,9 @@
 /** What the guides in docs/ promise: their code is that of test/guides, which runs here. */
-import { randomUUID } from 'node:crypto'
 import { readFileSync, rmSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Type } from '@sinclair/typebox'
 import { Queue } from 'bullmq'
 import Fastify, { type FastifyInstance } from 'fastify'
-import { Redis } from 'ioredis'
 import pg from 'pg'
 import { PgBoss } from 'pg-boss'
 import t, { type Test } from 'tap'
@@ -17,8 +15,8 @@ import * as fromFastApi from './guides/from-fastapi.js'
 import * as idempotent from './guides/idempotent-handlers.js'
 import * as migrating from './guides/migrating.js'
 import { deferred, start, type Started } from './support/app.js'
-import { opened } from './support/opened.js'
 import { openPostgres } from './support/postgres.js'
+import { openRedis } from './support/redis.js'
 import { connectRaw, requestText } from './support/sockets.js'
 import { StubEngine } from './support/stub-engine.js'
 
@@ -318,17 +316,6 @@ t.test('changing a definition whose jobs are stored', async t => {
     t.strictSame(changing.outbox, Array(2).fill({ to: ['ada@example.com'], subject: 'Hello' }))
   })
 })
-
-async function openRedis (t: Test): Promise<{ connection: string, prefix: string } | undefined> {
-  const connection = process.env['REDIS_URL'] ?? 'redis://127.0.0.1:6379'
-  const redis = new Redis(connection, { lazyConnect: true, retryStrategy: () => null })
-  redis.on('error', () => {})
-  t.teardown(() => { redis.disconnect() })
-  if (await opened(t, 'Redis', async () => await redis.ping()) === undefined) return undefined
-  const prefix = `fbt-test-${randomUUID().slice(0, 8)}`
-  t.teardown(async () => { await redis.del(await redis.keys(`${prefix}:*`)) })
-  return { connection, prefix }
-}
 
 /** Two places where jobs are really stored, and how a person asks them. */
 interface Place {

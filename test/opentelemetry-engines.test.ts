@@ -1,19 +1,17 @@
 // Spans across an engine: a job carries the context of its request to wherever it runs, as examples/opentelemetry has it.
 import { execFile } from 'node:child_process'
-import { randomUUID } from 'node:crypto'
 import { tracingChannel } from 'node:diagnostics_channel'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { PGlite } from '@electric-sql/pglite'
 import { SpanStatusCode, context, propagation, type SpanContext } from '@opentelemetry/api'
 import type { FastifyRequest } from 'fastify'
-import { Redis } from 'ioredis'
 import { fromPglite } from 'pg-boss'
 import t, { type Test } from 'tap'
 import { bullmq } from '../lib/engines/bullmq.js'
 import { pgBoss } from '../lib/engines/pg-boss.js'
 import { defineTask, type TaskEngine, type TaskRunMessage } from '../lib/index.js'
-import { opened } from './support/opened.js'
+import { openRedis } from './support/redis.js'
 import { StubEngine } from './support/stub-engine.js'
 import { exporter, finished, start, tracer } from './support/traced.js'
 
@@ -76,7 +74,7 @@ t.test('a job that comes without trace context has a span without links, whateve
   t.strictSame(tenants.splice(0), [undefined])
 })
 
-for (const [name, open] of Object.entries({ 'pg-boss': openPglite, BullMQ: openRedis })) {
+for (const [name, open] of Object.entries({ 'pg-boss': openPglite, BullMQ: openBullMq })) {
   t.test(`across ${name} the worker's span is linked to the service's, of which it keeps the baggage`, async t => {
     const engine = await open(t)
     if (engine === undefined) return
@@ -132,13 +130,7 @@ async function openPglite (t: Test): Promise<() => TaskEngine<never>> {
 }
 
 /** The same on Redis, if that is there. */
-async function openRedis (t: Test): Promise<(() => TaskEngine<never>) | undefined> {
-  const connection = process.env['REDIS_URL'] ?? 'redis://127.0.0.1:6379'
-  const redis = new Redis(connection, { lazyConnect: true, retryStrategy: () => null })
-  redis.on('error', () => {})
-  t.teardown(() => { redis.disconnect() })
-  if (await opened(t, 'Redis', async () => await redis.ping()) === undefined) return undefined
-  const prefix = `fbt-test-${randomUUID().slice(0, 8)}`
-  t.teardown(async () => await redis.del(await redis.keys(`${prefix}:*`)))
-  return () => bullmq({ connection, prefix })
+async function openBullMq (t: Test): Promise<(() => TaskEngine<never>) | undefined> {
+  const redis = await openRedis(t)
+  return redis && (() => bullmq(redis))
 }

@@ -1,29 +1,17 @@
-import { randomUUID } from 'node:crypto'
 import { Writable } from 'node:stream'
 import { setImmediate as turn } from 'node:timers/promises'
-import { Redis } from 'ioredis'
 import tap from 'tap'
 import { bullmq } from '../../lib/engines/bullmq.js'
 import { cork } from '../../lib/engines/cork.js'
-import { opened } from '../support/opened.js'
+import { openRedis } from '../support/redis.js'
 import { conformance } from './suite.js'
 
-const connection = process.env['REDIS_URL'] ?? 'redis://127.0.0.1:6379'
-
 conformance(async t => {
-  const redis = new Redis(connection, { lazyConnect: true, retryStrategy: () => null })
-  redis.on('error', () => {})
-  t.teardown(() => { redis.disconnect() })
-  if (await opened(t, 'Redis', async () => await redis.ping()) === undefined) return undefined
-  const prefix = `fbt-test-${randomUUID().slice(0, 8)}`
-  return {
+  const redis = await openRedis(t)
+  return redis && {
     name: 'bullmq',
-    engine: () => bullmq({ connection, prefix }),
-    supports: { delay: true, key: true, tx: false, get: true },
-    cleanUp: async () => {
-      const keys = await redis.keys(`${prefix}:*`)
-      if (keys.length > 0) await redis.del(keys)
-    }
+    engine: () => bullmq(redis),
+    supports: { delay: true, key: true, tx: false, get: true }
   }
 })
 
