@@ -64,6 +64,7 @@ export class AppBackgroundTasks implements TaskAdder {
   /**
    * Stores a task now, in the caller's transaction where the engine has one. Without an engine it is added to this app.
    * @param args the payload, which may be left out where it may be `undefined`, and {@link EnqueueOptions}
+   * @throws FST_BGT_INVALID_TASK if it is no definition
    * @throws FST_BGT_ENGINE_UNAVAILABLE (503) if it is not known to be stored within `enqueueTimeout`
    * @throws FST_BGT_UNKNOWN_TASK if the definition is not among the app's `tasks`
    * @throws FST_BGT_INVALID_PAYLOAD with path and reason
@@ -80,6 +81,7 @@ export class AppBackgroundTasks implements TaskAdder {
   /**
    * Reads a task of a definition back; undefined if there is none of this id, or its record has gone (`keep`).
    * @param id of a task, a receipt or a delivery
+   * @throws FST_BGT_INVALID_TASK if it is no definition, or there is no id
    * @throws FST_BGT_UNKNOWN_TASK if the definition is not among the app's `tasks`
    * @throws FST_BGT_UNSUPPORTED if the engine keeps no records
    * @throws FST_BGT_ENGINE_UNAVAILABLE (503) if it does not answer

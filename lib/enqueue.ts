@@ -28,7 +28,7 @@ const ENQUEUE_RULES: Rules = {
 }
 
 export async function enqueue (runner: Runner, definition: AnyTaskDefinition, payload: unknown, options: EnqueueOptions = {}): Promise<Receipt> {
-  checkDefinition('enqueue', definition)
+  refuseOthers('enqueue', definition)
   check('enqueue', options, ENQUEUE_RULES)
   if (runner.closed) throw new FST_BGT_CLOSED('enqueue')
   const { tx, ...jobOptions } = options
@@ -58,7 +58,7 @@ export async function enqueue (runner: Runner, definition: AnyTaskDefinition, pa
 }
 
 export async function get (runner: Runner, definition: AnyTaskDefinition, id: string): Promise<JobRecord | undefined> {
-  checkDefinition('get', definition)
+  refuseOthers('get', definition)
   if (typeof id !== 'string') throw new FST_BGT_INVALID_TASK(`get accepts a definition and the id of a task; received ${typeOf(id)} for the id`)
   if (runner.closed) throw new FST_BGT_CLOSED('get')
   // What is recorded is here, and would not be found there.
@@ -70,8 +70,8 @@ export async function get (runner: Runner, definition: AnyTaskDefinition, id: st
   return await dispatch.link.get(definition.name, id)
 }
 
-/** @throws FST_BGT_INVALID_TASK */
-function checkDefinition (where: string, definition: unknown): void {
+/** @throws FST_BGT_INVALID_TASK for what is no definition */
+function refuseOthers (where: string, definition: unknown): void {
   if (definition instanceof TaskDefinition) return
   throw new FST_BGT_INVALID_TASK(`${where} accepts a definition, which defineTask makes; received ${typeOf(definition)}`)
 }

@@ -48,7 +48,7 @@ export interface PgBossOptions {
 }
 
 const RULES: Rules = {
-  connectionString: { ...NAME, accepts: 'a string such as postgres://user:password@host/database', isSecret: true },
+  connectionString: { accepts: 'a string such as postgres://user:password@host/database', holds: isConnectionString, isSecret: true },
   db: {
     accepts: 'an object with a method executeSql(text, values)',
     holds: value => OBJECT.holds(value) && typeof (value as { executeSql?: unknown }).executeSql === 'function',
@@ -182,10 +182,14 @@ function checkOptions (options: PgBossOptions): void {
   if (connectionString !== undefined && db !== undefined) {
     throw new FST_BGT_INVALID_OPTION('pgBoss accepts either connectionString or db; received both')
   }
-  if (connectionString !== undefined && URL.canParse(connectionString) && !/^(?:postgres|postgresql|socket):$/.test(new URL(connectionString).protocol)) {
-    throw new FST_BGT_INVALID_OPTION(`The option "connectionString" of pgBoss accepts a postgres: URL; received one of ${new URL(connectionString).protocol}`)
-  }
   if (connectionString === undefined && db === undefined && others === undefined) {
     throw new FST_BGT_INVALID_OPTION('pgBoss needs one of connectionString, db and options; received none')
   }
+}
+
+/** pg takes more than URLs: what is one has to be of PostgreSQL. */
+function isConnectionString (value: unknown): boolean {
+  if (!NAME.holds(value)) return false
+  const text = value as string
+  return !URL.canParse(text) || /^(?:postgres|postgresql|socket):$/.test(new URL(text).protocol)
 }

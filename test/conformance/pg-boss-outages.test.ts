@@ -48,7 +48,7 @@ t.test('wrong options are refused at the call, and no connection string is shown
   const refused: Array<[options: unknown, message: RegExp]> = [
     [undefined, /pgBoss accepts an object/],
     [{}, /needs one of connectionString, db and options/],
-    [{ connectionString: 'mysql://user:secret@host/database' }, /"connectionString" of pgBoss accepts a postgres: URL; received one of mysql:$/],
+    [{ connectionString: 'mysql://user:secret@host/database' }, /"connectionString" of pgBoss accepts a string such as postgres:.*; received a string, not shown here$/],
     [{ url: 'postgres://secret@host' }, /has no option "url"/],
     [{ connectionString: '' }, /"connectionString"/],
     [{ connectionString: 'postgres://secret@host', db: { async executeSql () { return { rows: [] } } } }, /either connectionString or db/],
