@@ -254,28 +254,44 @@ t.test('what comes while the engine is being reached waits for it, and one that 
 
 t.test('concurrent requests share a call where the engine wants groups; one alone waits for nobody', async t => {
   const { app, engine } = await onStub(t, { enqueueTimeout: 5_000 }, engine => { engine.groups = true })
-  const gate = deferred()
-  const isCalled = deferred()
+  const gates = [deferred(), deferred(), deferred()]
+  const underWay = new Set<string>()
   let calls = 0
   engine.onEnqueue = async jobs => {
-    isCalled.resolve()
-    t.equal(new Set(jobs.map(({ id }) => id)).size, jobs.length, 'no id is twice in a call')
-    if (calls++ === 0) await gate.promise
+    for (const { id } of jobs) {
+      t.notOk(underWay.has(id), 'no id is stored twice at once')
+      underWay.add(id)
+    }
+    await gates[calls++]?.promise
+    for (const { id } of jobs) underWay.delete(id)
     if (jobs.some(({ payload }) => payload === 'refused')) await refuse()
   }
   app.get<{ Params: { name: string } }>('/:name', async request => { request.backgroundTasks.addTask(job, request.params.name, { key: request.params.name }) })
   await app.ready()
   const get = async (name: string): Promise<number> => (await app.inject(`/${name}`)).statusCode
-  const first = get('a')
-  await isCalled.promise
-  const others = ['b', 'c', 'refused', 'b'].map(get)
-  for (let i = 0; i < 20; i++) await turn()
-  t.equal(calls, 1, 'the next group gathers while a call is under way')
-  gate.resolve()
-  t.equal(await first, 200)
-  t.strictSame(await Promise.all(others), [200, 200, 503, 200], 'a job that is refused fails no stranger')
+  const turns = async (): Promise<void> => { for (let i = 0; i < 20; i++) await turn() }
+  const replies = [get('a')]
+  await turns()
+  t.equal(calls, 1, 'one alone waits for nobody')
+  replies.push(get('b'))
+  await turns()
+  t.equal(calls, 2, 'a second call that is as large goes beside the first')
+  replies.push(...['c', 'a', 'd', 'refused', 'd'].map(get))
+  await turns()
+  t.equal(calls, 2, 'the next group gathers while two are under way')
+  gates[0]?.resolve()
+  await turns()
+  t.equal(calls, 3)
+  gates[1]?.resolve()
+  replies.push(get('e'))
+  await turns()
+  t.equal(calls, 3, 'not beside a larger one')
+  gates[2]?.resolve()
+  t.strictSame(await Promise.all(replies), [200, 200, 200, 200, 200, 503, 200, 200], 'a job that is refused fails no stranger')
   const groups = engine.stored.map(jobs => jobs.map(({ payload }) => payload))
-  t.strictSame(groups.sort(), [['a'], ['b'], ['b'], ['c']], 'the group of three was refused and stored one by one; a repeated id waits for its own call')
+  t.strictSame(groups.slice(0, 2), [['a'], ['b']])
+  t.strictSame(groups.slice(2).sort(), [['a'], ['c'], ['d'], ['d', 'e']], 'the group was refused and stored one by one; a repeated id waits for its own call')
+  gates.length = 0
   engine.onEnqueue = async () => { await turn() }
   engine.stored.length = 0
   await Promise.all(Array.from({ length: 1_200 }, (_, i) => get(String(i))))
@@ -428,27 +444,26 @@ t.test('a group that was given up is not stored when its turn comes, nor one by 
   const { app, engine } = await onStub(t, { enqueueTimeout: 60 }, engine => { engine.groups = true })
   const gate = deferred()
   let calls = 0
-  engine.onEnqueue = async () => { if (calls++ === 0) await gate.promise }
+  engine.onEnqueue = async () => { if (calls++ < 2) await gate.promise }
   await app.ready()
-  const late = ['a', 'b'].map(async name => { await t.rejects(app.backgroundTasks.enqueue(job, name), { code: 'FST_BGT_ENGINE_UNAVAILABLE' }) })
+  const late = ['a', 'b', 'c'].map(async name => { await t.rejects(app.backgroundTasks.enqueue(job, name), { code: 'FST_BGT_ENGINE_UNAVAILABLE' }) })
   await Promise.all(late)
   gate.resolve()
   for (let i = 0; i < 5; i++) await turn()
-  t.strictSame(engine.stored.map(jobs => jobs.map(({ payload }) => payload)), [['a']])
-  let isFirst = true
+  t.strictSame(engine.stored.map(jobs => jobs.map(({ payload }) => payload)), [['a'], ['b']])
+  calls = 0
   engine.onEnqueue = async jobs => {
-    if (isFirst) await turn()
-    isFirst = false
+    if (calls++ < 2) await turn()
     if (jobs.length > 1) {
       await new Promise(resolve => { setTimeout(resolve, 100) })
       await refuse()
     }
   }
-  await Promise.all(['c', 'd', 'e'].map(async name => { await app.backgroundTasks.enqueue(job, name).catch(() => {}) }))
+  await Promise.all(['d', 'e', 'f', 'g'].map(async name => { await app.backgroundTasks.enqueue(job, name).catch(() => {}) }))
   await new Promise(resolve => { setTimeout(resolve, 100) })
-  t.strictSame(engine.stored.slice(1).map(jobs => jobs.map(({ payload }) => payload)), [['c']])
+  t.strictSame(engine.stored.slice(2).map(jobs => jobs.map(({ payload }) => payload)), [['d'], ['e']])
   engine.onEnqueue = refuse
-  await t.rejects(app.backgroundTasks.enqueue(job, 'f'), { cause: { message: 'connection refused' } })
+  await t.rejects(app.backgroundTasks.enqueue(job, 'h'), { cause: { message: 'connection refused' } })
 })
 
 t.test('a delivery that waits for its turn goes back at the deadline, too', async t => {

@@ -12,13 +12,16 @@ interface Member {
 }
 
 /**
- * Stores the jobs of concurrent requests in one call: while one is under way, the next group gathers. A request alone
- * waits for nobody.
+ * Stores the jobs of concurrent requests in one call: while one is under way, the next group gathers. A request alone waits for
+ * nobody.
  */
 export class GroupCommit {
   readonly #store: (jobs: readonly Job[]) => Promise<Receipt[]>
   #waiting: Member[] = []
-  #isBusy = false
+  /** Calls under way, the requests in them, and the ids of their jobs. */
+  #calls = 0
+  #requests = 0
+  readonly #ids = new Set<string>()
 
   constructor (store: (jobs: readonly Job[]) => Promise<Receipt[]>) {
     this.#store = store
@@ -28,26 +31,34 @@ export class GroupCommit {
   enqueue (jobs: readonly Job[], deadline: Deadline): Promise<Receipt[]> {
     return new Promise((resolve, reject) => {
       this.#waiting.push({ jobs, deadline, resolve, reject })
-      if (!this.#isBusy) void this.#run()
+      this.#next()
     })
   }
 
-  async #run (): Promise<void> {
-    this.#isBusy = true
-    while (this.#waiting.length > 0) await this.#commit(this.#takeGroup())
-    this.#isBusy = false
+  /**
+   * A second call goes beside the first as soon as it brings as many requests, so that the server is at work while the
+   * replies to the others go out. Smaller groups, or more of them, cost more than they gain.
+   */
+  #next (): void {
+    if (this.#calls > 1 || this.#waiting.length < this.#requests) return
+    const group = this.#takeGroup()
+    if (group.length > 0) void this.#commit(group)
   }
 
-  /** Those that came first, up to the bound; a job whose id is in the group already waits for the next one. */
+  /**
+   * Those that came first, up to the bound. A job whose id is being stored waits until it is: an id twice in one call may be refused,
+   * and two calls could lock each other out.
+   */
   #takeGroup (): Member[] {
-    const ids = new Set<string>()
     const group: Member[] = []
     const later: Member[] = []
+    let size = 0
     for (const member of this.#waiting) {
       if (member.deadline.isOver) continue
-      const fits = ids.size === 0 || ids.size + member.jobs.length <= MAX_JOBS
-      if (fits && !member.jobs.some(({ id }) => ids.has(id))) {
-        for (const { id } of member.jobs) ids.add(id)
+      const fits = size === 0 || size + member.jobs.length <= MAX_JOBS
+      if (fits && !member.jobs.some(({ id }) => this.#ids.has(id))) {
+        for (const { id } of member.jobs) this.#ids.add(id)
+        size += member.jobs.length
         group.push(member)
       } else {
         later.push(member)
@@ -58,9 +69,19 @@ export class GroupCommit {
   }
 
   async #commit (group: readonly Member[]): Promise<void> {
-    if (group.length === 0) return
+    this.#calls++
+    this.#requests += group.length
+    const jobs = group.flatMap(({ jobs }) => jobs)
+    await this.#storeGroup(group, jobs)
+    this.#calls--
+    this.#requests -= group.length
+    for (const { id } of jobs) this.#ids.delete(id)
+    this.#next()
+  }
+
+  async #storeGroup (group: readonly Member[], allJobs: readonly Job[]): Promise<void> {
     try {
-      const receipts = await this.#store(group.flatMap(({ jobs }) => jobs))
+      const receipts = await this.#store(allJobs)
       let from = 0
       for (const { jobs, resolve } of group) resolve(receipts.slice(from, from += jobs.length))
     } catch (error) {

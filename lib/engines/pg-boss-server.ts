@@ -1,9 +1,10 @@
 import { createHash } from 'node:crypto'
 import { Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type ConstructorOptions, type Db, PgBoss } from 'pg-boss'
+import { type ConstructorOptions, type Db, type JobInsert, PgBoss } from 'pg-boss'
 import type { EngineEvents, TaskSpec } from './engine.js'
 import type { FetchedJob } from './pg-boss-jobs.js'
+import { PreparedStatements } from './pg-boss-prepared.js'
 import { IN_INDEX_ORDER, keepTimes, neverExpire } from './pg-boss-statements.js'
 
 /** Milliseconds to reach the server at the start, and for every later connection. */
@@ -12,6 +13,8 @@ const CONNECT_MS = 2_000
 const OPEN_MS = 30_000
 /** Milliseconds for a statement of a worker. */
 const CALL_MS = 10_000
+/** Milliseconds for one that a request waits for. */
+export const REQUEST_MS = 4_000
 /** Milliseconds until something that failed is tried again. */
 const RETRY_MS = 500
 /** Milliseconds for pg-boss to close by itself. */
@@ -32,6 +35,7 @@ export class PgBossServer {
   readonly #events: EngineEvents
   readonly #tasks: readonly TaskSpec[]
   readonly #isOwnPool: boolean
+  readonly #prepared = new PreparedStatements(() => this.boss.getDb())
   readonly #closing = new AbortController()
 
   constructor (config: ConstructorOptions, tasks: readonly TaskSpec[], events: EngineEvents) {
@@ -102,6 +106,16 @@ export class PgBossServer {
     } catch (error) {
       throw plain(error)
     }
+  }
+
+  /**
+   * Stores jobs, and leaves out those whose id exists.
+   * @param tx the caller's transaction
+   * @returns the ids of the others
+   */
+  async insert (queue: string, jobs: JobInsert[], tx?: Db): Promise<readonly string[]> {
+    const db = tx ?? (this.#isOwnPool ? this.#prepared : undefined)
+    return await this.ask(boss => boss.insert(queue, jobs, { returnId: true, ...db !== undefined && { db } }), REQUEST_MS) ?? []
   }
 
   async fetch (queue: string, batchSize: number): Promise<FetchedJob[]> {

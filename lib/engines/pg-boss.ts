@@ -11,7 +11,7 @@ import { FST_BGT_INVALID_OPTION } from '../errors.js'
 import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../rules.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
 import { isStorable, toInsert, toRecord } from './pg-boss-jobs.js'
-import { PgBossServer, refusesValue } from './pg-boss-server.js'
+import { PgBossServer, REQUEST_MS, refusesValue } from './pg-boss-server.js'
 import { PgBossWorker } from './pg-boss-worker.js'
 
 /** A transaction of the caller: jobs stored with it are visible after its commit, and gone after its rollback. */
@@ -57,9 +57,6 @@ const RULES: Rules = {
   schema: NAME,
   options: SECRET_OBJECT
 }
-
-/** Milliseconds for storing jobs, and for reading one. */
-const REQUEST_MS = 4_000
 
 /**
  * Durable jobs in PostgreSQL 13 or later, by pg-boss 12. A definition is a queue of its name. Supports `delay`, `key`, `tx` and `get`.
@@ -148,10 +145,10 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
 
   /** Jobs whose id exists are left out by pg-boss, whatever their state; the ids of the others are added to `stored`. */
   async #insert (task: string, jobs: readonly Job[], tx: PgBossTx | undefined, stored: Set<string>): Promise<void> {
-    const options = tx === undefined ? { returnId: true } : { returnId: true, db: tx }
+    // Processes that store the same keys at once would lock each other out, were their orders different.
+    const inOrder = jobs.some(({ keyed }) => keyed) ? jobs.toSorted((a, b) => a.id < b.id ? -1 : 1) : jobs
     try {
-      const ids = await this.#running().ask(boss => boss.insert(task, jobs.map(toInsert), options), REQUEST_MS)
-      for (const id of ids ?? []) stored.add(id)
+      for (const id of await this.#running().insert(task, inOrder.map(toInsert), tx)) stored.add(id)
     } catch (error) {
       const refused = refusesValue(error) ? jobs.find(({ payload, headers }) => !isStorable([payload, headers])) : undefined
       if (refused === undefined) throw error
