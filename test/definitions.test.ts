@@ -210,8 +210,11 @@ t.test('an attempt that times out has failed: its signal aborts, the next one ha
     name: 'slow',
     timeout: 20,
     retry: { attempts: 2, ...noBackoff },
-    handler: async (_: undefined, { attempt, signal }) => {
+    handler: async (_: undefined, context) => {
+      // Handlers that wrap others add to what they pass on.
+      const { attempt, signal } = { ...context, more: true }
       if (attempt === 2) return 'in time'
+      t.equal(signal, context.signal)
       signal.addEventListener('abort', () => { reasons.push((signal.reason as { code: string }).code) })
       await new Promise(() => {})
       return 'never'
