@@ -60,6 +60,13 @@ export class Runner {
     if (this.options.waitUntil !== undefined && list.request !== undefined) this.#waitUntil(list, this.options.waitUntil)
   }
 
+  /** A task that an engine has delivered has waited before. */
+  delivered (list: TaskList, task: BackgroundTask): void {
+    this.ledger.added(list, task)
+    this.open.add(list)
+    this.#turns.start(list)
+  }
+
   cancelled (list: TaskList, task: BackgroundTask): void {
     this.ledger.skipped(list, task, 'it was cancelled')
     this.#gone(list, task)

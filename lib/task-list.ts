@@ -109,12 +109,13 @@ export class TaskList implements TaskOwner {
     return task
   }
 
-  /** A task that an engine has delivered. */
+  /** A task of a definition that no request has added. */
   put (task: BackgroundTask): void {
     this.#job = jobOf(task)
     task.join(this, undefined)
     this.#tasks.push(task)
-    this.runner.added(this, task)
+    if (this.#job.origin.delivery === undefined) this.runner.added(this, task)
+    else this.runner.delivered(this, task)
   }
 
   /** The task starts later; the others do not wait for it. */

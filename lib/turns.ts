@@ -36,14 +36,24 @@ export class Turns {
   /** The list has work. */
   queue (list: TaskList): void {
     list.phase = 'queued'
-    if (list.seated) {
-      this.#schedule(list)
-    } else if (this.#seats > 0) {
-      this.#seats--
-      list.seated = true
+    if (this.#hasSeat(list)) this.#schedule(list)
+    else this.#seatless.push(list)
+  }
+
+  /**
+   * As `queue`, but the first one of a turn of the event loop, with none before it, runs at once. Not those behind it: what comes
+   * together and runs together answers together.
+   */
+  start (list: TaskList): void {
+    list.phase = 'queued'
+    if (!this.#hasSeat(list)) {
+      this.#seatless.push(list)
+    } else if (this.#scheduled) {
       this.#schedule(list)
     } else {
-      this.#seatless.push(list)
+      this.#begin()
+      this.#callTurn()
+      this.#advance(list)
     }
   }
 
@@ -67,8 +77,26 @@ export class Turns {
     return now >= this.#endsAt
   }
 
+  #hasSeat (list: TaskList): boolean {
+    if (list.seated) return true
+    if (this.#seats === 0) return false
+    this.#seats--
+    list.seated = true
+    return true
+  }
+
+  #begin (): void {
+    this.#lookedAt = performance.now()
+    this.#endsAt = this.#lookedAt + TURN_MS
+    this.#granted = this.#credits = 1
+  }
+
   #schedule (list: TaskList): void {
     this.#ready.push(list)
+    this.#callTurn()
+  }
+
+  #callTurn (): void {
     if (this.#scheduled) return
     this.#scheduled = true
     this.#context.runInAsyncScope(nextTurn, undefined, this.#turn)
@@ -78,9 +106,7 @@ export class Turns {
     const lists = this.#ready
     this.#ready = []
     this.#scheduled = false
-    this.#lookedAt = performance.now()
-    this.#endsAt = this.#lookedAt + TURN_MS
-    this.#granted = this.#credits = 1
+    this.#begin()
     for (let i = 0; i < lists.length; i++) {
       if (i > 0 && this.isUp()) {
         const later = this.#ready

@@ -212,7 +212,8 @@ t.test('an attempt that times out has failed: its signal aborts, the next one ha
     retry: { attempts: 2, ...noBackoff },
     handler: async (_: undefined, context) => {
       // Handlers that wrap others add to what they pass on.
-      const { attempt, signal } = { ...context, more: true }
+      const passedOn = { ...context, more: true }
+      const { attempt, signal } = passedOn
       if (attempt === 2) return 'in time'
       t.equal(signal, context.signal)
       signal.addEventListener('abort', () => { reasons.push((signal.reason as { code: string }).code) })

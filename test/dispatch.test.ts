@@ -379,8 +379,12 @@ t.test('a worker turns each end of an attempt into its verdict', async t => {
 
 t.test('a shutdown takes no further jobs, stores what its last tasks add, and gives back what does not end in time', async t => {
   const hang = defineTask({ name: 'hang', async handler () { await new Promise(() => {}) } })
-  const quick = defineTask({ name: 'quick', async handler (_: undefined, { app }) { await turn(); app.backgroundTasks.addTask(job, 'by a job') } })
-  const { app, engine, logs } = await onStub(t, { tasks: [job, hang, quick], closeTimeout: 100 })
+  const closing = deferred()
+  const quick = defineTask({ name: 'quick', async handler (_: undefined, { app }) { await closing.promise; app.backgroundTasks.addTask(job, 'by a job') } })
+  const { app, engine, logs } = await onStub(t, { tasks: [job, hang, quick], closeTimeout: 100 }, engine => {
+    const pause = engine.pause.bind(engine)
+    engine.pause = async () => { await pause(); closing.resolve() }
+  })
   await app.ready()
   const verdicts = [engine.deliver({ task: 'hang', id: 'h' }), engine.deliver({ task: 'quick', id: 'q' })]
   await turn()
@@ -481,6 +485,37 @@ t.test('a delivery that waits for its turn goes back at the deadline, too', asyn
     tasks: [{ id: '1', name: 'hang', attempt: 1 }, { id: '2', requestId: 'r' }]
   }], 'in one line')
   t.notMatch(logs, [{ msg: /abandoned/ }])
+})
+
+t.test('a delivery starts at once if it is the first of its turn of the event loop, and none waits before it', async t => {
+  const { app, engine } = await onStub(t)
+  await app.ready()
+  const verdicts = ['first', 'second', 'third'].map(payload => engine.deliver({ task: 'job', payload }))
+  t.strictSame(ran, ['first'])
+  app.backgroundTasks.addTask(() => { ran.push('function') })
+  await turn()
+  t.strictSame(ran, ['first', 'second', 'third', 'function'])
+  app.backgroundTasks.addTask(() => { ran.push('function') })
+  verdicts.push(engine.deliver({ task: 'job', payload: 'behind' }))
+  t.equal(ran.length, 4)
+  await turn()
+  t.strictSame(ran.slice(4), ['function', 'behind'])
+  verdicts.push(engine.deliver({ task: 'job', payload: 'first again' }))
+  t.equal(ran.at(-1), 'first again')
+  t.strictSame(await Promise.all(verdicts), verdicts.map(() => ({ kind: 'done', result: null })))
+
+  const seats = await onStub(t, { concurrency: 1 })
+  await seats.app.ready()
+  ran.length = 0
+  const gate = deferred()
+  seats.app.backgroundTasks.addTask(async () => { await gate.promise; ran.push('function') })
+  await turn()
+  const verdict = seats.engine.deliver({ task: 'job', payload: 'no seat' })
+  await turn()
+  t.strictSame(ran, [])
+  gate.resolve()
+  await verdict
+  t.strictSame(ran, ['function', 'no seat'])
 })
 
 t.test('a worker that cannot begin tries again, on the connection that it has', async t => {
