@@ -53,8 +53,9 @@ const ways = {
       for (let i = 0; i < n; i += 500) await Promise.all(Array.from({ length: Math.min(500, n - i) }, add))
     }
     drain = () => app.ready()
-    // Consuming begins with it.
-    if (role !== 'worker') await app.ready()
+    // Consuming begins with it. The connection is there before, as it is with the library alone: it is made for one job more.
+    if (role === 'worker') await add()
+    else await app.ready()
   },
 
   async library () {
