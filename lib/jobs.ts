@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto'
-import type { FastifyBaseLogger, FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { BackgroundTask } from './background-task.js'
 import type { AnyTaskDefinition } from './define-task.js'
 import type { Definitions, KnownTask } from './definitions.js'
@@ -10,7 +10,7 @@ import { History } from './history.js'
 import type { RunOptions, TaskOptions } from './options.js'
 import { toJson } from './payload.js'
 import { check, NAME, TIMER_DELAY, type Rules } from './rules.js'
-import { TaskJob, type JobInput, type JobOrigin } from './task-job.js'
+import { TaskJob, type JobInput, type JobOrigin, type JobSurroundings } from './task-job.js'
 
 /** Options of a task of a definition. */
 export interface JobOptions {
@@ -35,14 +35,15 @@ export const LOCAL: Placement = { name: 'An app without an engine', supports: { 
 /** Makes tasks of definitions, and knows those of this process. */
 export class Jobs {
   readonly history = new History()
-  readonly #app: FastifyInstance
   readonly #definitions: Definitions
   readonly #placement: Placement
+  /** Of jobs that no request of this process has added. */
+  readonly #outside: JobSurroundings
 
   constructor (app: FastifyInstance, definitions: Definitions, placement: Placement) {
-    this.#app = app
     this.#definitions = definitions
     this.#placement = placement
+    this.#outside = { app, log: app.log, history: this.history }
   }
 
   /**
@@ -69,7 +70,8 @@ export class Jobs {
       headers: traceHeadersOf(request),
       requestId: request?.id
     }
-    const task = this.#task(known, origin, { text }, request?.log ?? this.#app.log, options)
+    const surroundings = request === undefined ? this.#outside : { ...this.#outside, log: request.log }
+    const task = this.#task(known, origin, { text }, surroundings, options)
     if (enqueueChannel.hasSubscribers) enqueueChannel.publish({ task, headers: origin.headers })
     return task
   }
@@ -80,7 +82,7 @@ export class Jobs {
     if (known === undefined) return undefined
     const { id, attempt, enqueuedAt = Date.now(), headers, requestId, payload: found } = delivery
     const origin: JobOrigin = { id, key: undefined, delayMs: 0, enqueuedAt, headers: { ...headers }, requestId, delivery: { attempt, settle } }
-    return this.#task(known, origin, { found }, this.#app.log, undefined)
+    return this.#task(known, origin, { found }, this.#outside, undefined)
   }
 
   /** @throws FST_BGT_UNSUPPORTED */
@@ -99,9 +101,9 @@ export class Jobs {
     return task !== undefined && job?.name === definition.name ? job.toRecord(task) : undefined
   }
 
-  #task (known: KnownTask, origin: JobOrigin, input: JobInput, log: FastifyBaseLogger, options: TaskOptions | undefined): BackgroundTask {
+  #task (known: KnownTask, origin: JobOrigin, input: JobInput, surroundings: JobSurroundings, options: TaskOptions | undefined): BackgroundTask {
     const { name, timeout, when } = known.definition
-    const job = new TaskJob(known, origin, input, { app: this.#app, log, history: this.history })
+    const job = new TaskJob(known, origin, input, surroundings)
     const own: RunOptions = { name, timeout: options?.timeout ?? timeout, when: options?.when ?? when, job }
     return BackgroundTask.ofJob(job, own)
   }
