@@ -137,8 +137,6 @@ class Recording implements TaskRecorder, Recorder {
 
   taskAdded (list: TaskList, task: BackgroundTask): void {
     const job = task.options?.job
-    // What an engine delivers was added before.
-    if (job?.origin.delivery !== undefined) return
     if (job !== undefined) job.dueAt = 0
     this.#recorded.add(task)
     this.#added.push(recordOf(list, task, this.#runners.get(list.runner)))
