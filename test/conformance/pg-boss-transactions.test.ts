@@ -4,6 +4,7 @@ import { fromKysely } from 'pg-boss'
 import t from 'tap'
 import type { Job } from '../../lib/engines/engine.js'
 import { pgBoss } from '../../lib/engines/pg-boss.js'
+import { PreparedStatements } from '../../lib/engines/pg-boss-prepared.js'
 import { PgBossServer } from '../../lib/engines/pg-boss-server.js'
 import { defineTask, type EnqueueOptions, type TaskSpec } from '../../lib/index.js'
 import { start } from '../support/app.js'
@@ -88,6 +89,13 @@ t.test('a plan that a pooler has lost is done without', async t => {
   t.strictSame(await server.insert('welcome', [{ id: ids[3] as string, data: {} }, { id: ids[4] as string, data: {} }]), [ids[4]], 'what is there is left out')
   const { rows } = await pool.query<{ n: number }>(`select count(*)::int as n from ${schema}.job`)
   t.strictSame(rows, [{ n: 5 }])
+
+  const texts: string[] = []
+  const changed = new PreparedStatements(() => ({ async executeSql (text: string) { texts.push(text.trim()); return { rows: [] } } }))
+  for (let i = 0; i < 2; i++) await changed.executeSql('select 1')
+  t.strictSame(texts, ['select 1', 'select 1'], 'nor is a name asked of a pg-boss that wants a text')
+  const broken = new PreparedStatements(() => ({ async executeSql () { throw new Error('broken') } }))
+  await t.rejects(broken.executeSql('select 1'), { message: 'broken' })
 })
 
 t.test('processes that store the same keys at once do not lock each other out', async t => {
