@@ -51,9 +51,14 @@ export class Turns {
     } else if (this.#scheduled) {
       this.#schedule(list)
     } else {
+      this.#scheduled = true
       this.#begin()
-      this.#callTurn()
-      this.#advance(list)
+      try {
+        this.#advance(list)
+      } finally {
+        // Behind it: the call takes longer than the rest of the way from the delivery to its handler.
+        this.#callTurn()
+      }
     }
   }
 
@@ -93,12 +98,12 @@ export class Turns {
 
   #schedule (list: TaskList): void {
     this.#ready.push(list)
+    if (this.#scheduled) return
+    this.#scheduled = true
     this.#callTurn()
   }
 
   #callTurn (): void {
-    if (this.#scheduled) return
-    this.#scheduled = true
     this.#context.runInAsyncScope(nextTurn, undefined, this.#turn)
   }
 

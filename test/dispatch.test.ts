@@ -298,6 +298,9 @@ t.test('concurrent requests share a call where the engine wants groups; one alon
   t.equal(engine.stored.flat().length, 1_200)
   t.ok(Math.max(...engine.stored.map(jobs => jobs.length)) <= 500, 'groups are bounded')
   t.ok(engine.stored.length < 100)
+  engine.stored.length = 0
+  await Promise.all(Array.from({ length: 20 }, () => app.backgroundTasks.enqueue(job, 'x'.repeat(1_500_000))))
+  t.equal(Math.max(...engine.stored.map(jobs => jobs.length)), 2, 'in size, too')
 })
 
 t.test('enqueue stores at once, in the transaction of the caller', async t => {

@@ -1,8 +1,9 @@
 import type { Deadline } from './deadlines.js'
 import type { Job, Receipt } from './engine.js'
 
-/** Jobs stored in one call at most: a bound for memory, and for how long a group holds up the next one. */
+/** Jobs stored in one call at most, and characters of their payloads: for memory, and for how long a group holds up the next one. */
 const MAX_JOBS = 500
+const MAX_TEXT = 4_194_304
 
 interface Member {
   readonly jobs: readonly Job[]
@@ -53,12 +54,16 @@ export class GroupCommit {
     const group: Member[] = []
     const later: Member[] = []
     let size = 0
+    let text = 0
     for (const member of this.#waiting) {
-      if (member.deadline.isOver) continue
-      const fits = size === 0 || size + member.jobs.length <= MAX_JOBS
-      if (fits && !member.jobs.some(({ id }) => this.#ids.has(id))) {
-        for (const { id } of member.jobs) this.#ids.add(id)
-        size += member.jobs.length
+      const { jobs, deadline } = member
+      if (deadline.isOver) continue
+      const length = jobs.reduce((sum, { text }) => sum + text.length, 0)
+      const fits = size === 0 || (size + jobs.length <= MAX_JOBS && text + length <= MAX_TEXT)
+      if (fits && !jobs.some(({ id }) => this.#ids.has(id))) {
+        for (const { id } of jobs) this.#ids.add(id)
+        size += jobs.length
+        text += length
         group.push(member)
       } else {
         later.push(member)

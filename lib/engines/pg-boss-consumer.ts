@@ -6,10 +6,12 @@ import { keepTimes, type Settlement } from './pg-boss-statements.js'
 
 /**
  * A fetch costs 2 to 4 ms, however few jobs it brings, so jobs are taken in advance: those that will start within so many
- * milliseconds, as their durations of late tell. None of slow jobs. With 500 in place of 1,000, drains had 0.9 of the rate.
+ * milliseconds, as their durations of late tell. None of slow jobs. With 1,000 in place of 2,000, drains had 0.85 of the rate.
  */
 const AHEAD_MS = 50
-const MAX_AHEAD = 1_000
+const MAX_AHEAD = 2_000
+/** Characters of JSON that are taken in advance, as one job of each fetch tells: large payloads are not to fill the memory. */
+const MAX_AHEAD_SIZE = 16_777_216
 /** Milliseconds after which a job that was taken in advance, and had to wait after all, is given back. */
 const STALE_MS = 200
 /** Milliseconds that a job is taken to last before any has ended: 60 quick ones later, jobs are taken in advance. */
@@ -37,6 +39,8 @@ export class PgBossConsumer {
   readonly #running = new Set<Held>()
   #waiting: Held[] = []
   #lasts = SLOW_MS
+  /** Characters of a job, rather too many than too few. */
+  #size = 1
   #mayHaveJobs = true
   #isFetching = false
   #isPaused = false
@@ -105,10 +109,10 @@ export class PgBossConsumer {
   /** How many jobs to fetch. */
   #room (): number {
     const { concurrency, attempts } = this.#spec
-    const ahead = attempts === 1 ? 0 : Math.min(Math.floor(concurrency * AHEAD_MS / this.#lasts), MAX_AHEAD)
+    const ahead = attempts === 1 ? 0 : Math.floor(Math.min(concurrency * AHEAD_MS / this.#lasts, MAX_AHEAD, MAX_AHEAD_SIZE / this.#size))
     const room = concurrency + ahead - this.#running.size - this.#waiting.length
     // While there are jobs to start, not for a handful.
-    if (this.#waiting.length > 0 && room < ahead / 2) return 0
+    if (this.#waiting.length > 0 && room < ahead / 4) return 0
     return Math.min(room, MAX_UNSETTLED - this.#settler.size)
   }
 
@@ -118,6 +122,7 @@ export class PgBossConsumer {
     try {
       const jobs = await this.#server.fetch(this.name, batchSize)
       if (jobs.length === batchSize) this.#mayHaveJobs = true
+      this.#size = Math.max(JSON.stringify([jobs[0]?.data]).length, this.#size * 0.75)
       this.#take(jobs)
     } catch (error) {
       this.#server.report(error)

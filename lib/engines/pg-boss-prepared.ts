@@ -5,8 +5,8 @@ import type { Db } from 'pg-boss'
 const LOST_NAME = ['26000', '42P05']
 
 /**
- * Statements whose plan the server keeps, for each connection: to plan an insert takes it as long as to insert ten jobs. To pg,
- * which is given what pg-boss is given as a text, a statement with a name is such a one.
+ * Statements whose plan the server keeps, for each connection: to plan an insert takes it as long as to insert ten jobs, and to
+ * plan a settlement as long as to settle 100. To pg, which is given what pg-boss is given as a text, a statement with a name is such a one.
  */
 export class PreparedStatements implements Db {
   readonly #db: () => Db

@@ -118,6 +118,12 @@ export class PgBossServer {
     return await this.ask(boss => boss.insert(queue, jobs, { returnId: true, ...db !== undefined && { db } }), REQUEST_MS) ?? []
   }
 
+  /** Runs a statement that is run again and again. */
+  async query (text: string, values: unknown[]): Promise<unknown[]> {
+    const { rows } = await this.ask(boss => (this.#isOwnPool ? this.#prepared : boss.getDb()).executeSql(text, values))
+    return rows
+  }
+
   async fetch (queue: string, batchSize: number): Promise<FetchedJob[]> {
     return await this.ask(boss => boss.fetch<unknown>(queue, this.#isOwnPool ? { batchSize, db: inIndexOrder(boss.getDb()) } : { batchSize }))
   }

@@ -69,7 +69,7 @@ export class PgBossSettler {
 
   async #write (batch: readonly Settlement[]): Promise<void> {
     try {
-      await this.#server.ask(boss => boss.getDb().executeSql(this.#statement, [this.#queue, JSON.stringify(batch)]))
+      await this.#server.query(this.#statement, [this.#queue, JSON.stringify(batch)])
     } catch (error) {
       if (!refusesValue(error)) throw error
       await this.#writeSingly(batch, error)
@@ -92,7 +92,7 @@ export class PgBossSettler {
 
   /** Late is better than not at all, and not at all is half a second late. */
   async #notify (): Promise<void> {
-    await this.#server.ask(boss => boss.getDb().executeSql(NOTIFY, [this.#server.channel, this.#queue])).catch(() => {})
+    await this.#server.query(NOTIFY, [this.#server.channel, this.#queue]).catch(() => {})
   }
 
   #inTurn (call: () => Promise<void>): Promise<void> {

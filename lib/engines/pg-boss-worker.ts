@@ -122,7 +122,7 @@ export class PgBossWorker {
 
   /** @returns milliseconds until the next job is due */
   async #wakeDue (names: readonly string[]): Promise<number> {
-    const { rows } = await this.#server.ask(boss => boss.getDb().executeSql(nextDue(this.#server.schema), [names])) as { rows: DueRow[] }
+    const rows = await this.#server.query(nextDue(this.#server.schema), [names]) as DueRow[]
     for (const { name, ms } of rows) if (ms <= 0) this.#consumers.get(name)?.wake()
     // Behind one that is due now there may be another.
     return Math.min(POLL_MS, ...rows.map(({ ms }) => Math.max(ms, 2 * LOOK_MS)))
@@ -133,7 +133,7 @@ export class PgBossWorker {
       // First of all, so that a process that was held up does not take its own jobs for dead.
       await Promise.all(Array.from(this.#consumers.values(), consumer => consumer.touch(BEAT_MS)))
       if (performance.now() - this.#failedAt > GRACE_MS) {
-        await this.#server.ask(boss => boss.getDb().executeSql(reclaim(this.#server.schema), [Array.from(this.#consumers.keys())]))
+        await this.#server.query(reclaim(this.#server.schema), [Array.from(this.#consumers.keys())])
       }
       if (this.#subscription === undefined) await this.#listen()
     } catch (error) {
