@@ -17,7 +17,7 @@ async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
   while (!await isSo()) await sleep(20)
 }
 
-t.test('a server that is short of memory: jobs are refused at once, those that run end, and it goes on by itself', async t => {
+t.test('a server that is short of memory or disk: jobs are refused at once, those that run end, and it goes on by itself', async t => {
   const server = await open(t)
   if (server === undefined) return
   t.teardown(() => server.remove())
@@ -55,6 +55,46 @@ t.test('a server that is short of memory: jobs are refused at once, those that r
   await until(() => ran.includes('after') && ran.includes('long 2'))
   end()
   t.notOk(ran.includes('refused'))
+
+  await server.control('set_disk_free_limit', '1000000GB')
+  await until(async () => (await app.inject('/full')).statusCode === 503 && isBlocked())
+  t.match(logs.findLast(({ msg }) => msg === 'background task failed')?.err?.message, /disk/)
+  await server.control('set_disk_free_limit', '1MB')
+  await until(async () => (await app.inject('/free')).statusCode === 200)
+  await until(() => ran.includes('free'))
+})
+
+t.test('a job that the server takes back because it runs for too long goes on where it runs, and starts once', async t => {
+  const server = await open(t)
+  if (server === undefined) return
+  t.teardown(() => server.remove())
+  await server.start()
+  await server.control('eval', 'application:set_env(rabbit, consumer_timeout, 1000), application:set_env(rabbit, channel_tick_interval, 200).')
+  const ran: string[] = []
+  let end = (): void => {}
+  const long = defineTask({
+    name: 'long',
+    async handler (name: string, { attempt }) {
+      ran.push(`${name} ${attempt}`)
+      if (name === 'long') await new Promise<void>(resolve => { end = resolve })
+    }
+  })
+  const engine = rabbitmq({ url: server.url })
+  const { app, logs } = await start(t, { tasks: [long], engine })
+  await app.ready()
+  await app.backgroundTasks.enqueue(long, 'long')
+  await until(() => logs.some(({ msg }) => /timed out/.test(msg)))
+  t.comment(logs.find(({ msg }) => /timed out/.test(msg))?.msg)
+  await app.backgroundTasks.enqueue(long, 'short')
+  await until(() => ran.includes('short 1'))
+  end()
+  await app.backgroundTasks.idle()
+  await app.close()
+  const again = await start(t, { tasks: [long], engine: rabbitmq({ url: server.url }) })
+  await again.app.ready()
+  await again.app.backgroundTasks.enqueue(long, 'last')
+  await until(() => ran.includes('last 1'))
+  t.strictSame(ran, ['long 1', 'short 1', 'last 1'])
 })
 
 t.test('a queue deleted by hand, and one declared again at once: what is accepted runs, without a restart', async t => {
