@@ -118,7 +118,7 @@ class BullMqEngine implements TaskEngine {
   async enqueue (jobs: readonly Job[]): Promise<Receipt[]> {
     const [job] = jobs
     // The connection is there since `start`.
-    if (this.#underWay++ > FEW || jobs.length > 1) cork((this.#producer as Redis).stream)
+    if (this.#underWay++ >= FEW || jobs.length > 1) cork((this.#producer as Redis).stream)
     try {
       if (job !== undefined && jobs.length === 1) return [await this.#add(job)]
       // Written one by one, they leave together all the same: as fast as `addBulk`, for less processor time.
