@@ -25,7 +25,7 @@ export interface JobOptions {
 }
 
 export const JOB_RULES: Rules = { key: NAME, delay: TIMER_DELAY }
-const SUPPORTED = ['key', 'delay'] as const
+const TRACE_HEADERS = ['traceparent', 'tracestate', 'baggage'] as const
 
 /** Where jobs go: this process, or an engine. */
 export type Placement = Pick<TaskEngine<unknown>, 'name' | 'supports'>
@@ -55,11 +55,9 @@ export class Jobs {
     if (options?.name !== undefined) {
       throw new FST_BGT_INVALID_OPTION(`The option "name" of with is for functions: a definition has a name, "${definition.name}"`)
     }
-    if (jobOptions !== undefined) {
-      check('addTask', jobOptions, JOB_RULES)
-      for (const option of SUPPORTED) {
-        if (jobOptions[option] !== undefined) this.refuseUnless(option, definition)
-      }
+    if (jobOptions !== undefined) check('addTask', jobOptions, JOB_RULES)
+    for (const option of ['key', 'delay'] as const) {
+      if (jobOptions?.[option] !== undefined) this.refuseUnless(option, definition)
     }
     const text = toJson(definition.name, payload)
     if (definition.payload !== undefined) known.read(JSON.parse(text))
@@ -123,10 +121,10 @@ export function idOf (name: string, key: string): string {
 function traceHeadersOf (request: FastifyRequest | undefined): Record<string, string> {
   const headers: Record<string, string> = {}
   if (request === undefined) return headers
-  // By name, each: in a loop over names V8 would look for them anew.
-  const { traceparent, tracestate, baggage } = request.raw.headers
-  if (typeof traceparent === 'string') headers['traceparent'] = traceparent
-  if (typeof tracestate === 'string') headers['tracestate'] = tracestate
-  if (typeof baggage === 'string') headers['baggage'] = baggage
+  const { headers: all } = request.raw
+  for (const name of TRACE_HEADERS) {
+    const value = all[name]
+    if (typeof value === 'string') headers[name] = value
+  }
   return headers
 }

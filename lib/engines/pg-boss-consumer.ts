@@ -122,8 +122,8 @@ export class PgBossConsumer {
     try {
       const jobs = await this.#server.fetch(this.name, batchSize)
       if (jobs.length === batchSize) this.#mayHaveJobs = true
-      this.#size = Math.max(JSON.stringify([jobs[0]?.data]).length, this.#size * 0.75)
       this.#take(jobs)
+      this.#size = Math.max(JSON.stringify([jobs[0]?.data]).length, this.#size * 0.75)
     } catch (error) {
       this.#server.report(error)
       this.#mayHaveJobs = true

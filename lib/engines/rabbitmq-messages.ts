@@ -99,12 +99,8 @@ function headersOf ({ headers }: Message['properties']): Readonly<Record<string,
 
 /** What travels with the job for the handler: texts that are neither this engine's nor the server's. */
 function textsOf (headers: Readonly<Record<string, unknown>>): Record<string, string> {
-  const texts: Record<string, string> = {}
-  for (const name of Object.keys(headers)) {
-    const value = headers[name]
-    if (typeof value === 'string' && !name.startsWith('fbt-') && !SERVERS.test(name)) texts[name] = value
-  }
-  return texts
+  return Object.fromEntries(Object.entries(headers).filter((entry): entry is [string, string] =>
+    typeof entry[1] === 'string' && !entry[0].startsWith('fbt-') && !SERVERS.test(entry[0])))
 }
 
 function toPayload (content: Buffer): unknown {

@@ -82,7 +82,12 @@ t.test('a plan that a pooler has lost is done without', async t => {
   t.equal((await names()).length, 1, 'the server keeps the plan')
   await insert(1)
   t.equal((await names()).length, 1)
+  const ask = async (): Promise<void> => { t.strictSame(await server.query('select $1::int as n', [1]), [{ n: 1 }]) }
+  await ask()
+  await ask()
+  t.equal((await names()).length, 2, 'of what a worker asks and tells it, too')
   await db.executeSql('deallocate all')
+  await ask()
   await insert(2)
   await insert(3)
   t.equal((await names()).length, 0)

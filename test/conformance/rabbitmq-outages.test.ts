@@ -79,8 +79,7 @@ t.test('a job that the server takes back because it runs for too long goes on wh
       if (name === 'long') await new Promise<void>(resolve => { end = resolve })
     }
   })
-  const engine = rabbitmq({ url: server.url })
-  const { app, logs } = await start(t, { tasks: [long], engine })
+  const { app, logs } = await start(t, { tasks: [long], engine: rabbitmq({ url: server.url }) })
   await app.ready()
   await app.backgroundTasks.enqueue(long, 'long')
   await until(() => logs.some(({ msg }) => /timed out/.test(msg)))
