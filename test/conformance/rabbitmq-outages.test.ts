@@ -86,6 +86,7 @@ t.test('a job that the server takes back because it runs for too long goes on wh
   t.comment(logs.find(({ msg }) => /timed out/.test(msg))?.msg)
   await app.backgroundTasks.enqueue(long, 'short')
   await until(() => ran.includes('short 1'))
+  t.strictSame(ran, ['long 1', 'short 1'])
   end()
   await app.backgroundTasks.idle()
   await app.close()
