@@ -1,5 +1,5 @@
 /** How a task is kept in BullMQ: what its job carries, how the error of an attempt is stored, and how a record is read. */
-import type { Job as BullJob, JobsOptions, Queue } from 'bullmq'
+import { Job as BullJob, type JobJson, type JobsOptions, type Queue } from 'bullmq'
 import type { Redis } from 'ioredis'
 import type { Delivery, Job, JobError, JobRecord, JobState, Json, TaskSpec } from './engine.js'
 
@@ -18,11 +18,25 @@ export interface StoredTask {
 /** A queue of one definition. */
 export type TaskQueue = Queue<StoredTask, Json, string>
 
-export function toStored ({ payload, headers, requestId }: Job): StoredTask {
-  const stored: { -readonly [Key in keyof StoredTask]: StoredTask[Key] } = { payload }
-  if (Object.keys(headers).length > 0) stored.headers = headers
-  if (requestId !== undefined) stored.requestId = requestId
-  return stored
+/** The payload is JSON already: BullMQ would make it once more, of what it was parsed to. */
+export class StoredJob extends BullJob<StoredText, Json, string> {
+  override asJSON (): JobJson {
+    return Object.assign(super.asJSON(), { data: this.data.text })
+  }
+}
+
+/** A {@link StoredTask} as JSON. */
+export class StoredText {
+  readonly text: string
+
+  constructor ({ text, headers, requestId }: Job) {
+    const traced = Object.keys(headers).length === 0 ? '' : `,"headers":${JSON.stringify(headers)}`
+    const requested = requestId === undefined ? '' : `,"requestId":${JSON.stringify(requestId)}`
+    this.text = `{"payload":${text}${traced}${requested}}`
+  }
+
+  /** Nothing: {@link StoredJob} hands it on as it is. */
+  toJSON (): undefined {}
 }
 
 /** How long it is kept is the worker's word, so that jobs written by hand are kept as long. */

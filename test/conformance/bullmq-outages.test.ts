@@ -51,7 +51,8 @@ t.test('a job written by hand runs, a malformed one fails at once, and neither s
   await queue.add('note', { payload: 'by hand', requestId: 'r-1' }, { jobId: 'mine' })
   const odd: unknown[] = [null, 7, {}, { payload: 7 }, { payload: 'odd', headers: 'none', enqueuedAt: 'never' }]
   for (const [i, data] of odd.entries()) await queue.add('note', data as object, { jobId: `odd-${i}` })
-  await app.backgroundTasks.enqueue(note, 'last')
+  const { id } = await app.backgroundTasks.enqueue(note, 'last')
+  t.strictSame((await queue.getJob(id))?.data, { payload: 'last' }, 'for dashboards, and for workers in other languages')
   while (!ran.some(run => (run as unknown[])[0] === 'last')) await sleep(20)
   while (await queue.getFailedCount() < 4) await sleep(20)
   t.match(ran.filter(run => (run as unknown[])[0] !== 'last'), [['by hand', 'mine', 'r-1'], ['odd', 'odd-4', undefined]])
