@@ -473,6 +473,17 @@ t.test('a group that was given up is not stored when its turn comes, nor one by 
   await t.rejects(app.backgroundTasks.enqueue(job, 'h'), { cause: { message: 'connection refused' } })
 })
 
+t.test('an engine that throws at the call is an engine that fails', async t => {
+  const { app, engine } = await onStub(t, { worker: false })
+  engine.enqueue = () => { throw new Error('a mistake') }
+  app.get('/', async request => { request.backgroundTasks.addTask(job, 'x') })
+  const reply = await app.inject('/')
+  t.equal(reply.statusCode, 503)
+  t.hasProp(reply.headers, 'retry-after')
+  await t.rejects(app.backgroundTasks.enqueue(job, 'y'), { code: 'FST_BGT_ENGINE_UNAVAILABLE', cause: { message: 'a mistake' } })
+  t.equal(app.backgroundTasks.stats.pending, 0)
+})
+
 t.test('a delivery that waits for its turn goes back at the deadline, too', async t => {
   const hang = defineTask({ name: 'hang', async handler () { await new Promise(() => {}) } })
   const { app, engine, logs } = await onStub(t, { tasks: [hang], closeTimeout: 50, concurrency: 1 })

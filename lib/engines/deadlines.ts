@@ -3,8 +3,8 @@ export interface Deadline {
   /** Whether it was done, or given up. */
   isOver: boolean
   readonly dueAt: number
-  /** Called when the time is up. */
-  readonly expire: () => void
+  /** Rejects the promise of whoever waits. */
+  readonly reject: (error: unknown) => void
   /** Its place among those that wait. */
   place: number
 }
@@ -15,15 +15,19 @@ export interface Deadline {
  */
 export class Deadlines {
   readonly #ms: number
+  readonly #late: () => Error
   readonly #waiting: Deadline[] = []
   #timer: NodeJS.Timeout | undefined
 
-  constructor (ms: number) {
+  /** @param late what is said when the time is up */
+  constructor (ms: number, late: () => Error) {
     this.#ms = ms
+    this.#late = late
   }
 
-  set (expire: () => void): Deadline {
-    const deadline: Deadline = { isOver: false, dueAt: performance.now() + this.#ms, expire, place: this.#waiting.length }
+  /** @param reject called when the time is up */
+  set (reject: (error: unknown) => void): Deadline {
+    const deadline: Deadline = { isOver: false, dueAt: performance.now() + this.#ms, reject, place: this.#waiting.length }
     this.#waiting.push(deadline)
     this.#timer ??= setTimeout(() => { this.#look() }, this.#ms)
     return deadline
@@ -58,7 +62,7 @@ export class Deadlines {
   #expire (deadlines: readonly Deadline[]): void {
     for (const deadline of deadlines) {
       this.met(deadline)
-      deadline.expire()
+      deadline.reject(this.#late())
     }
   }
 }

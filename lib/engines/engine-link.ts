@@ -40,7 +40,7 @@ export class EngineLink {
   constructor (options: EngineLinkOptions) {
     this.#options = options
     this.engine = options.engine
-    this.#deadlines = new Deadlines(options.enqueueTimeout)
+    this.#deadlines = new Deadlines(options.enqueueTimeout, () => this.#unavailable(this.#late('the jobs were not stored')))
     this.#groups = options.engine.groups ? new GroupCommit(jobs => this.engine.enqueue(jobs)) : undefined
     this.#whenUp = new Promise(resolve => { this.#up = resolve })
     this.#whenReady = new Promise(resolve => { this.#isReady = resolve })
@@ -69,17 +69,20 @@ export class EngineLink {
    */
   enqueue (jobs: readonly Job[], tx?: unknown): Promise<Receipt[]> {
     return new Promise((resolve, reject) => {
-      const failed = (error: unknown): void => { reject(unavailable(this.engine.name, messageOf(error))) }
-      const deadline = this.#deadlines.set(() => {
-        failed(this.#late('the jobs were not stored'))
-      })
-      this.#enqueue(jobs, tx, deadline).then(receipts => {
+      const deadline = this.#deadlines.set(reject)
+      const failed = (error: unknown): void => {
         this.#deadlines.met(deadline)
-        resolve(receipts)
-      }, (error: unknown) => {
-        this.#deadlines.met(deadline)
+        reject(this.#unavailable(error))
+      }
+      try {
+        this.#enqueue(jobs, tx, deadline).then(receipts => {
+          this.#deadlines.met(deadline)
+          resolve(receipts)
+        }, failed)
+      } catch (error) {
+        // An engine may throw at the call.
         failed(error)
-      })
+      }
     })
   }
 
@@ -90,7 +93,7 @@ export class EngineLink {
         throw this.#late('it did not answer')
       })
     } catch (error) {
-      throw unavailable(this.engine.name, messageOf(error))
+      throw this.#unavailable(error)
     }
   }
 
@@ -156,6 +159,10 @@ export class EngineLink {
         await this.#pause(RESTART_MS)
       }
     }
+  }
+
+  #unavailable (error: unknown): Error {
+    return unavailable(this.engine.name, messageOf(error))
   }
 
   #late (what: string): Error {
