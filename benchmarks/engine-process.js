@@ -1,8 +1,9 @@
 /**
  * One side of a comparison of engines: `node engine-process.js <engine> <way> <role> <place>`. `way` is `plugin`, or what one
- * writes with the library alone: `library`, `best` (pg-boss, at its best documented settings). `role` is `web` (serves a route that
- * adds one task), `worker` (runs them) or `latency` (both). It says its port, or null, and answers `cpu` (microseconds),
- * `ran`, `fill <n>`, `drain` (starts running what is there) and `latency <n>` (milliseconds from stored to started).
+ * writes with the library alone: `library`, and of pg-boss `notify` (its queue tells workers of jobs, as the plugin's does) and `best`
+ * (at its best documented settings). `role` is `web` (serves a route that adds one task), `worker` (runs them) or `latency`
+ * (both). It says its port, or null, and answers `cpu` (microseconds), `ran`, `fill <n>`, `drain` (starts running what is there)
+ * and `latency <n>` (milliseconds from stored to started).
  */
 import { randomUUID } from 'node:crypto'
 import { connect } from 'amqplib'
@@ -92,7 +93,7 @@ const ways = {
       const boss = new PgBoss({ connectionString: POSTGRES_URL, schema: place })
       boss.on('error', error => { console.error(error.message) })
       await boss.start()
-      await boss.createQueue('bench', role === 'latency' ? { notify: true } : {})
+      await boss.createQueue('bench', way === 'notify' || role === 'latency' ? { notify: true } : {})
       add = () => boss.send('bench', PAYLOAD)
       fill = async n => {
         for (let i = 0; i < n; i += 500) await boss.insert('bench', Array.from({ length: Math.min(500, n - i) }, () => ({ data: PAYLOAD })))
@@ -108,7 +109,7 @@ const ways = {
     if (role === 'latency') await drain()
   }
 }
-ways.best = ways.library
+ways.notify = ways.best = ways.library
 
 const answers = {
   cpu () {

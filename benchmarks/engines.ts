@@ -8,10 +8,12 @@ import { Load } from './load.js'
 import { median, printHeading, printRow } from './report.js'
 
 type Engine = 'bullmq' | 'pg-boss' | 'rabbitmq'
-type Way = 'plugin' | 'library' | 'best'
+type Way = 'plugin' | 'library' | 'notify' | 'best'
 type Role = 'web' | 'worker' | 'latency'
 
 const CLIENTS = 50
+/** In turns with the other side: the machine changes its speed within seconds. */
+const SLICES = 4
 const JOBS = 20_000
 /** Jobs, or requests, before anything is measured: V8 interprets at first. */
 const WARM_UP = 10_000
@@ -21,9 +23,10 @@ const { REDIS_URL = 'redis://127.0.0.1:6379', POSTGRES_URL = 'postgres://postgre
 /** The plugin on an engine against its library alone. */
 export async function benchEngines (rounds: number): Promise<void> {
   printHeading(`Engines: median of ${rounds} alternating rounds (range)`)
-  await benchRequests('bullmq', rounds, 0.95, 1.05)
-  await benchRequests('pg-boss', rounds, 8, undefined)
-  await benchRequests('rabbitmq', rounds, 0.95, 1.05)
+  await benchRequests('bullmq', 'library', 'awaited in the handler', rounds, 0.95, 1.05)
+  await benchRequests('pg-boss', 'library', 'awaited in the handler', rounds, 8, undefined)
+  await benchRequests('pg-boss', 'notify', 'awaited, queue with NOTIFY too', rounds, 8, undefined)
+  await benchRequests('rabbitmq', 'library', 'awaited in the handler', rounds, 0.95, 1.05)
   await benchDrain('bullmq', 'library', 'the library\'s Worker', rounds, 0.95)
   await benchDrain('pg-boss', 'library', 'work() at its defaults', rounds, 4)
   await benchDrain('pg-boss', 'best', 'work() at its best settings', rounds, 1.5)
@@ -33,44 +36,47 @@ export async function benchEngines (rounds: number): Promise<void> {
 }
 
 /** Requests per second of a route that adds one task, and what a request costs the process. */
-async function benchRequests (engine: Engine, rounds: number, limit: number, cpuLimit: number | undefined): Promise<void> {
+async function benchRequests (engine: Engine, against: Way, what: string, rounds: number, limit: number, cpuLimit: number | undefined): Promise<void> {
   const rates: number[] = []
   const cpus: number[] = []
-  const sides: Record<string, { rate: number, cpu: number }[]> = { plugin: [], library: [] }
+  const sides: Record<string, { rate: number, cpu: number }[]> = { plugin: [], [against]: [] }
   // Fresh processes each round: two of one program differ by some percent as long as they live.
   for (let round = 0; round < rounds; round++) {
     await inPlaces(engine, async places => {
-      const ways: Way[] = ['plugin', 'library']
+      const ways: Way[] = ['plugin', against]
       const servers = await Promise.all(ways.map(async (way, i) => {
         const child = await start<number>(engine, way, 'web', places[i] ?? '')
-        const requests = engine !== 'pg-boss' || way === 'plugin' ? 8_000 : 1_500
-        return { way, child, requests, load: await Load.connect(child.ready, CLIENTS) }
+        const requests = engine !== 'pg-boss' || way === 'plugin' ? 2_000 : 400
+        return { way, child, requests, load: await Load.connect(child.ready, CLIENTS), ms: 0, micros: 0 }
       }))
-      const results: Record<string, { rate: number, cpu: number }> = {}
-      for (const { load, requests } of servers) await load.run(Math.min(WARM_UP, 2 * requests))
-      for (const { way, child, load, requests } of round % 2 === 0 ? servers : servers.toReversed()) {
-        const cpu = await child.ask('cpu') as number
-        const from = performance.now()
-        await load.run(requests)
-        const rate = requests / (performance.now() - from) * 1_000
-        results[way] = { rate, cpu: (await child.ask('cpu') as number - cpu) / requests }
-        sides[way]?.push(results[way])
+      for (const { load, requests } of servers) await load.run(Math.min(WARM_UP, 8 * requests))
+      for (let slice = 0; slice < SLICES; slice++) {
+        for (const server of (round + slice) % 2 === 0 ? servers : servers.toReversed()) {
+          const cpu = await server.child.ask('cpu') as number
+          const from = performance.now()
+          await server.load.run(server.requests)
+          server.ms += performance.now() - from
+          server.micros += await server.child.ask('cpu') as number - cpu
+        }
       }
-      const { plugin, library } = results
-      rates.push((plugin?.rate ?? NaN) / (library?.rate ?? NaN))
-      cpus.push((plugin?.cpu ?? NaN) / (library?.cpu ?? NaN))
-      for (const { child, load } of servers) {
+      const results: Record<string, { rate: number, cpu: number }> = {}
+      for (const { way, child, load, requests, ms, micros } of servers) {
+        results[way] = { rate: SLICES * requests / ms * 1_000, cpu: micros / (SLICES * requests) }
+        sides[way]?.push(results[way])
         load.close()
         await child.stop()
       }
+      const { plugin, [against]: other } = results
+      rates.push((plugin?.rate ?? NaN) / (other?.rate ?? NaN))
+      cpus.push((plugin?.cpu ?? NaN) / (other?.cpu ?? NaN))
     })
   }
   const of = (way: string, part: 'rate' | 'cpu'): string => median(sides[way]?.map(side => side[part]) ?? []).toFixed(0)
   const ratio = median(rates)
-  printRow({ what: `${engine}: requests/s, plugin / awaited in the handler`, figure: `${show(rates)}, ${of('plugin', 'rate')} / ${of('library', 'rate')}`, limit: `>= ${limit}`, met: ratio >= limit })
+  printRow({ what: `${engine}: requests/s, plugin / ${what}`, figure: `${show(rates)}, ${of('plugin', 'rate')} / ${of(against, 'rate')}`, limit: `>= ${limit}`, met: ratio >= limit })
   printRow({
     what: `${engine}: CPU per request`,
-    figure: `${show(cpus)}, ${of('plugin', 'cpu')} / ${of('library', 'cpu')} µs`,
+    figure: `${show(cpus)}, ${of('plugin', 'cpu')} / ${of(against, 'cpu')} µs`,
     ...cpuLimit !== undefined && { limit: `<= ${cpuLimit}`, met: median(cpus) <= cpuLimit }
   })
 }
