@@ -25,7 +25,7 @@ export async function benchEngines (rounds: number): Promise<void> {
   printHeading(`Engines: median of ${rounds} alternating rounds (range)`)
   await benchRequests('bullmq', 'library', 'awaited in the handler', rounds, 0.95, 1.05)
   await benchRequests('pg-boss', 'library', 'awaited in the handler', rounds, 8, undefined)
-  await benchRequests('pg-boss', 'notify', 'awaited, queue with NOTIFY too', rounds, 8, undefined)
+  await benchRequests('pg-boss', 'notify', 'awaited, queue with NOTIFY', rounds, 8, undefined)
   await benchRequests('rabbitmq', 'library', 'awaited in the handler', rounds, 0.95, 1.05)
   await benchDrain('bullmq', 'library', 'the library\'s Worker', rounds, 0.95)
   await benchDrain('pg-boss', 'library', 'work() at its defaults', rounds, 4)

@@ -482,6 +482,13 @@ t.test('an engine that throws at the call is an engine that fails', async t => {
   t.hasProp(reply.headers, 'retry-after')
   await t.rejects(app.backgroundTasks.enqueue(job, 'y'), { code: 'FST_BGT_ENGINE_UNAVAILABLE', cause: { message: 'a mistake' } })
   t.equal(app.backgroundTasks.stats.pending, 0)
+  const grouped = await onStub(t, { worker: false }, engine => { engine.groups = true })
+  grouped.engine.enqueue = () => { throw new Error('a mistake') }
+  // The last ones are a group, and then tried one by one.
+  const refused = ['a', 'b', 'c', 'd'].map(async name => {
+    await t.rejects(grouped.app.backgroundTasks.enqueue(job, name), { code: 'FST_BGT_ENGINE_UNAVAILABLE', cause: { message: 'a mistake' } })
+  })
+  await Promise.all(refused)
 })
 
 t.test('a delivery that waits for its turn goes back at the deadline, too', async t => {

@@ -18,15 +18,19 @@ export interface StoredTask {
 /** A queue of one definition. */
 export type TaskQueue = Queue<StoredTask, Json, string>
 
-/** The payload is JSON already: BullMQ would make it once more, of what it was parsed to. */
-export class StoredJob extends BullJob<StoredText, Json, string> {
+/** A job whose data is JSON already: BullMQ would make it once more, of what it was parsed to. */
+export class JsonJob extends BullJob<JsonData | undefined, Json, string> {
   override asJSON (): JobJson {
-    return Object.assign(super.asJSON(), { data: this.data.text })
+    const { data } = this
+    this.data = undefined
+    const json = Object.assign(super.asJSON(), { data: data?.text })
+    this.data = data
+    return json
   }
 }
 
 /** A {@link StoredTask} as JSON. */
-export class StoredText {
+export class JsonData {
   readonly text: string
 
   constructor ({ text, headers, requestId }: Job) {
@@ -35,8 +39,10 @@ export class StoredText {
     this.text = `{"payload":${text}${traced}${requested}}`
   }
 
-  /** Nothing: {@link StoredJob} hands it on as it is. */
-  toJSON (): undefined {}
+  /** Should a later BullMQ make JSON of a job in another way, it is the same. */
+  toJSON (): unknown {
+    return JSON.parse(this.text)
+  }
 }
 
 /** How long it is kept is the worker's word, so that jobs written by hand are kept as long. */

@@ -8,7 +8,7 @@ import { Redis, type ChainableCommander, type RedisOptions } from 'ioredis'
 import { FST_BGT_INVALID_OPTION } from '../errors.js'
 import { within } from '../limits.js'
 import { check, NAME, SECRET_OBJECT, type Rules } from '../rules.js'
-import { isExpired, readRecord, StoredJob, StoredText, toJobOptions, type TaskQueue } from './bullmq-records.js'
+import { isExpired, JsonData, JsonJob, readRecord, toJobOptions, type TaskQueue } from './bullmq-records.js'
 import { TaskWorker } from './bullmq-worker.js'
 import { cork } from './cork.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
@@ -201,7 +201,7 @@ class BullMqEngine implements TaskEngine {
   async #add (job: Job): Promise<Receipt> {
     if (job.keyed) return await this.#addKeyed(job)
     // What `queue.add` does beside (an event, a span) would cost 5 % more of processor time than in a handler of one's own.
-    await StoredJob.create(this.#task(job.task).queue, job.task, new StoredText(job), this.#jobOptions(job))
+    await JsonJob.create(this.#task(job.task).queue, job.task, new JsonData(job), this.#jobOptions(job))
     return { id: job.id, duplicate: false }
   }
 
@@ -219,7 +219,7 @@ class BullMqEngine implements TaskEngine {
     // ioredis it is, of which BullMQ's type declares what BullMQ uses.
     const reads = transaction as unknown as ChainableCommander
     reads.exists(queue.toKey(id)).zscore(queue.toKey('completed'), id).zscore(queue.toKey('failed'), id)
-    await new StoredJob(queue, job.task, new StoredText(job), this.#jobOptions(job), id).addJob(transaction)
+    await new JsonJob(queue, job.task, new JsonData(job), this.#jobOptions(job), id).addJob(transaction)
     const [exists, succeededAt, failedAt] = await replies(transaction)
     if (exists === 0) return { id, duplicate: false }
     // A record past its time is there until someone looks.

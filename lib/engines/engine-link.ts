@@ -41,7 +41,7 @@ export class EngineLink {
     this.#options = options
     this.engine = options.engine
     this.#deadlines = new Deadlines(options.enqueueTimeout, () => this.#unavailable(this.#late('the jobs were not stored')))
-    this.#groups = options.engine.groups ? new GroupCommit(jobs => this.engine.enqueue(jobs)) : undefined
+    this.#groups = options.engine.groups ? new GroupCommit(async jobs => await this.engine.enqueue(jobs)) : undefined
     this.#whenUp = new Promise(resolve => { this.#up = resolve })
     this.#whenReady = new Promise(resolve => { this.#isReady = resolve })
   }
