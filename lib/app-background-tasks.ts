@@ -1,10 +1,10 @@
-import type { AddedArgs, AddedTask, BackgroundTask, TaskFunction } from './background-task.js'
-import type { TaskAdder } from './background-tasks.js'
+import type { BackgroundTask } from './background-task.js'
 import type { AnyTaskDefinition, TaskDefinition } from './define-task.js'
 import { enqueue, get, type EnqueueArgs, type EnqueueOptions } from './enqueue.js'
 import type { JobRecord, Receipt } from './engines/engine.js'
 import { checkIdleOptions, checkTaskOptions, type IdleOptions, type TaskOptions } from './options.js'
 import type { TaskStats } from './ledger.js'
+import type { AddedArgs, AddedTask, TaskAdder, TaskFunction } from './task-adder.js'
 import type { Runner } from './runner.js'
 import { TaskList } from './task-list.js'
 
@@ -57,8 +57,8 @@ export class AppBackgroundTasks implements TaskAdder {
    */
   with (options: Omit<TaskOptions, 'when'> & { readonly when?: never }): TaskAdder {
     const runner = this.#runner
-    checkTaskOptions(options, true)
-    return { addTask: (fn: unknown, ...args: unknown[]) => new TaskList(runner, undefined, 'ended').add(fn, args, options) }
+    const checked = checkTaskOptions(options, true)
+    return { addTask: (fn: unknown, ...args: unknown[]) => new TaskList(runner, undefined, 'ended').add(fn, args, checked) }
   }
 
   /**
@@ -100,8 +100,11 @@ export class AppBackgroundTasks implements TaskAdder {
    */
   async idle (options: IdleOptions = {}): Promise<void> {
     checkIdleOptions(options)
+    const { failures: kept } = this.#runner.ledger
+    const release = options.rejectOnFailure === true ? kept.hold() : undefined
     await this.#runner.idle()
-    const failures = this.#runner.ledger.takeFailures()
+    release?.()
+    const failures = kept.take()
     if (options.rejectOnFailure !== true || failures.length === 0) return
     if (failures.length === 1) throw failures[0]
     throw new AggregateError(failures, `${failures.length} background tasks failed`)

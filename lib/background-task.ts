@@ -1,10 +1,11 @@
 import { AsyncResource } from 'node:async_hooks'
 import { randomUUID } from 'node:crypto'
 import { inspect } from 'node:util'
-import type { AnyTaskDefinition, TaskDefinition } from './define-task.js'
-import { FST_BGT_INVALID_TASK, typeOf } from './errors.js'
-import type { JobOptions } from './jobs.js'
+import { FST_BGT_INVALID_TASK, markOurs, typeOf } from './errors.js'
+import { adopt, isGeneratorFunction, isInstance, isNative } from './foreign.js'
+import { nameOf, type FunctionNames } from './function-names.js'
 import type { RunOptions, TaskOptions } from './options.js'
+import type { OverloadedArgs, OverloadedFunction, TaskFunction } from './task-adder.js'
 import type { TaskJob } from './task-job.js'
 
 /**
@@ -17,42 +18,6 @@ import type { TaskJob } from './task-job.js'
  */
 export type TaskState = 'pending' | 'running' | 'succeeded' | 'failed' | 'skipped' | 'abandoned' | 'enqueued'
 
-/** A function that can be a task: synchronous, or returning a promise. */
-export type TaskFunction<Args extends unknown[] = never[]> = (...args: Args) => unknown
-
-/** What `addTask` takes first, beside a function with one signature. */
-export type AddedTask<T> = T extends BackgroundTask | AnyTaskDefinition ? T : OverloadedFunction<T>
-
-/** What `addTask` takes behind it: a definition's payload and options, nothing behind a `BackgroundTask`. */
-export type AddedArgs<T> = T extends BackgroundTask ? [] : T extends TaskDefinition<infer Payload> ? JobArgs<Payload> : OverloadedArgs<T>
-
-/** What `addTask` takes behind a definition: the payload, which may be left out where it may be `undefined`, and options. */
-export type JobArgs<Payload> = undefined extends Payload
-  ? [payload?: Payload, options?: JobOptions]
-  : [payload: Payload, options?: JobOptions]
-
-/** `F` if it has several signatures, else `never`: the arguments of a function with one are inferred from `TaskFunction`. */
-export type OverloadedFunction<F> = Signatures<F> extends [infer First, ...unknown[], infer Last]
-  ? [First, Last] extends [Last, First] ? never : F
-  : never
-
-/** The arguments of an overloaded function: those of any of its signatures, of the last eight. */
-export type OverloadedArgs<F> = Signatures<F>[number]
-
-/** TypeScript matches signatures from the last to the first, and repeats the first where a function has fewer. */
-type Signatures<F> = F extends {
-  (...args: infer A extends unknown[]): unknown
-  (...args: infer B extends unknown[]): unknown
-  (...args: infer C extends unknown[]): unknown
-  (...args: infer D extends unknown[]): unknown
-  (...args: infer E extends unknown[]): unknown
-  (...args: infer G extends unknown[]): unknown
-  (...args: infer H extends unknown[]): unknown
-  (...args: infer I extends unknown[]): unknown
-}
-  ? [A, B, C, D, E, G, H, I]
-  : never
-
 /** What a task lets go when it has ended: its function with its arguments, its list, and the context of its `addTask` call. */
 class TaskCall extends AsyncResource {
   readonly fn: TaskFunction
@@ -64,31 +29,6 @@ class TaskCall extends AsyncResource {
     this.fn = fn
     this.args = args
   }
-}
-
-/**
- * Names of functions. Reading `name` of one takes as long as a short task, and the tasks of a long list are mostly calls
- * of one function: the last one is remembered, until the list has ended.
- */
-export class FunctionNames {
-  #fn: TaskFunction | undefined
-  #name = ''
-
-  of (fn: TaskFunction | undefined): string {
-    if (fn !== this.#fn) {
-      this.#name = nameOf(fn)
-      this.#fn = fn
-    }
-    return this.#name
-  }
-
-  forget (): void {
-    this.#fn = undefined
-  }
-}
-
-function nameOf (fn: TaskFunction | undefined): string {
-  return fn?.name || 'anonymous'
 }
 
 /** The list that a task is on, as the task knows it. */
@@ -106,7 +46,8 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   #call: TaskCall | undefined
   #name: string | undefined
   #id: string | undefined
-  #controller: AbortController | undefined
+  /** The controller of the signal, if that was asked for; or why the signal would have aborted. */
+  #signal: AbortController | { readonly reason: unknown } | undefined
   /** @internal What `with()` and the definition said. */
   options: RunOptions | undefined
   /** @internal `performance.now()` of the `addTask` call. */
@@ -119,7 +60,7 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   constructor (fn: OverloadedFunction<F>, ...args: OverloadedArgs<F>)
   constructor (fn: TaskFunction<Args>, ...args: Args)
   constructor (fn: TaskFunction, ...args: unknown[]) {
-    if (typeof fn !== 'function') throw invalidTask('new BackgroundTask', fn)
+    if (typeof fn !== 'function' || isGeneratorFunction(fn)) throw invalidTask('new BackgroundTask', fn)
     this.#call = new TaskCall(fn, args)
   }
 
@@ -174,11 +115,12 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
 
   /** Aborts at the task's timeout, with `FST_BGT_TIMEOUT` as reason, and at the deadline of the drain. Made on first read. */
   get signal (): AbortSignal {
-    if (this.#controller === undefined) {
-      this.#controller = new AbortController()
-      if (this.#state === 'abandoned') this.#controller.abort()
-    }
-    return this.#controller.signal
+    const known = this.#signal
+    if (known instanceof AbortController) return known.signal
+    const controller = new AbortController()
+    this.#signal = controller
+    if (known !== undefined) controller.abort(known.reason)
+    return controller.signal
   }
 
   /** Skips the task while it is pending. False, and nothing happens, once it has started or ended. */
@@ -198,7 +140,7 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     if (this.#call?.owner !== undefined || this.#state !== 'pending') throw notFree('run', this)
     try {
       this.begin()
-      await this.start()
+      await this.promiseOf(this.start())
       this.end('succeeded')
     } catch (error) {
       this.end('failed')
@@ -230,11 +172,11 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   /** @internal The next attempt has its own signal. */
   again (): void {
     this.#state = 'pending'
-    this.#controller = undefined
+    this.#signal = undefined
   }
 
   /**
-   * Calls the function in the task's context.
+   * Calls the function in the task's context. What it returns is a stranger's: see {@link promiseOf}.
    * @internal
    * @param around is given the call, and makes it
    */
@@ -250,6 +192,19 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   }
 
   /**
+   * The promise of what the function has returned, or undefined if that need not be waited for.
+   * @internal
+   */
+  promiseOf (result: unknown): Promise<unknown> | undefined {
+    if ((typeof result !== 'object' || result === null) && typeof result !== 'function') return undefined
+    const { then } = result as { then?: unknown }
+    if (isNative(then)) return result as Promise<unknown>
+    if (typeof then !== 'function') return undefined
+    // A lazy thenable, such as a query builder, starts its work in its `then`: in the task's context, too.
+    return (this.#call as TaskCall).runInAsyncScope(adopt, undefined, result, then)
+  }
+
+  /**
    * Ends the task: whoever still holds it holds neither its function and arguments, nor its list and context.
    * @internal
    * @returns the context that was the task's, for what is still to be said about it
@@ -260,15 +215,31 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     this.#name ??= this.options?.name ?? (names === undefined ? nameOf(call.fn) : names.of(call.fn))
     this.#state = state
     this.#call = undefined
-    this.options?.job?.ended(this)
+    // One that is cut off is told so in a moment, and lets its signal go then.
+    if (this.#signal instanceof AbortController && state !== 'abandoned' && state !== 'enqueued') this.#letSignalGo(this.#signal.signal)
+    if (this.options !== undefined) {
+      const { job } = this.options
+      // Conditions are closures of somebody else's.
+      this.options = job === undefined ? undefined : { job }
+      job?.ended(this)
+    }
     return call
   }
 
-  /** @internal */
+  /** @internal Its listeners run now. */
   abort (reason?: unknown): void {
-    this.#controller?.abort(reason)
+    const known = this.#signal
+    if (known instanceof AbortController) known.abort(reason)
+    if (this.#call === undefined || known === undefined) this.#signal = { reason }
+  }
+
+  /** Its listeners are closures of somebody else's. */
+  #letSignalGo (signal: AbortSignal): void {
+    this.#signal = signal.aborted ? { reason: signal.reason } : undefined
   }
 }
+
+markOurs(BackgroundTask.prototype)
 
 /**
  * Says what kind of thing was passed, not what is in it: arguments and payloads do not belong in a log.
@@ -277,15 +248,17 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
  */
 export function invalidTask (where: string, value: unknown, orTask = false): Error {
   const accepted = `a function followed by its arguments${orTask ? ', a definition followed by its payload, or a BackgroundTask alone' : ''}`
-  const received = orTask && value instanceof BackgroundTask
+  const received = orTask && isInstance(value, BackgroundTask)
     ? 'a BackgroundTask followed by arguments: they belong in its constructor'
     : kindOf(value)
   return new FST_BGT_INVALID_TASK(`${where} accepts ${accepted}; received ${received}`)
 }
 
 function kindOf (value: unknown): string {
-  if (value instanceof BackgroundTask) return 'a BackgroundTask'
-  return `${typeOf(value)}: pass the function itself, do not call it`
+  if (isInstance(value, BackgroundTask)) return 'a BackgroundTask'
+  const type = typeOf(value)
+  if (typeof value === 'function') return `${type}, a generator function: calling one runs nothing`
+  return type.includes('another copy') ? type : `${type}: pass the function itself, do not call it`
 }
 
 function notFree (where: string, task: BackgroundTask): Error {

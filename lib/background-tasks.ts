@@ -1,26 +1,14 @@
 import type { FastifyRequest } from 'fastify'
-import type { AddedArgs, AddedTask, BackgroundTask, OverloadedArgs, OverloadedFunction, TaskFunction } from './background-task.js'
+import type { BackgroundTask } from './background-task.js'
 import type { AnyTaskDefinition } from './define-task.js'
-import { Exchange, type ExchangeOutcome } from './exchange.js'
+import type { Exchange } from './exchange/exchange.js'
+import type { ExchangeOutcome } from './exchange/outcome.js'
+import { openExchange } from './exchange/watch.js'
 import { checkTaskOptions, type TaskOptions } from './options.js'
+import { FST_BGT_CLOSED } from './errors.js'
 import type { Runner } from './runner.js'
+import type { AddedArgs, AddedTask, OverloadedArgs, OverloadedFunction, TaskAdder, TaskFunction } from './task-adder.js'
 import { TaskList } from './task-list.js'
-
-/** What takes tasks: a request's list, the app, and either of them `with()` options. */
-export interface TaskAdder {
-  /**
-   * Adds a function with its arguments; a definition with its payload, which is checked and takes a JSON round trip, and options; or
-   * a task made elsewhere.
-   * @throws FST_BGT_INVALID_TASK if it is none of them, or a task that was added or run before
-   * @throws FST_BGT_OVERLOADED (503) if `maxPending` tasks have not finished
-   * @throws FST_BGT_UNKNOWN_TASK if a definition is not among the app's `tasks`
-   * @throws FST_BGT_INVALID_PAYLOAD with path and reason
-   * @throws FST_BGT_INVALID_OPTION if an option of a definition has a wrong value, or `with()` gives a definition a name
-   * @throws FST_BGT_UNSUPPORTED for an option that the engine cannot fulfil
-   */
-  addTask<T extends BackgroundTask | AnyTaskDefinition | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
-  addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
-}
 
 /** A request's tasks: they run in the order added, one at a time, once its exchange has ended. */
 export class BackgroundTasks implements TaskAdder {
@@ -31,9 +19,7 @@ export class BackgroundTasks implements TaskAdder {
   constructor (runner: Runner, request: FastifyRequest) {
     this.#list = new TaskList(runner, request, 'waiting')
     if (runner.dispatch !== undefined) this.#list.toStore = []
-    // An exchange that has ended says so at once.
-    this.#exchange = new Exchange(request, this)
-    this.#list.exchange = this.#exchange
+    this.#exchange = openExchange(request, this)
   }
 
   /** Tasks that have not finished yet. */
@@ -63,8 +49,8 @@ export class BackgroundTasks implements TaskAdder {
    */
   with (options: TaskOptions): TaskAdder {
     const list = this.#list
-    checkTaskOptions(options, false)
-    return { addTask: (fn: unknown, ...args: unknown[]) => list.add(fn, args, options) }
+    const checked = checkTaskOptions(options, false)
+    return { addTask: (fn: unknown, ...args: unknown[]) => list.add(fn, args, checked) }
   }
 
   /**
@@ -78,9 +64,14 @@ export class BackgroundTasks implements TaskAdder {
   }
 
   /** @internal */
+  exchangeOpened (exchange: Exchange): void {
+    this.#list.exchange = exchange
+  }
+
+  /** @internal */
   replyHijacked (): void {
     const { runner } = this.#list
-    if (runner.dispatch !== undefined) runner.storeNow(this.#list, this.#exchange.soFar())
+    if (runner.dispatch !== undefined) runner.storeNow(this.#list, this.#exchange.currentOutcome())
   }
 
   /**
@@ -88,7 +79,12 @@ export class BackgroundTasks implements TaskAdder {
    * @internal
    */
   storeBeforeReply (): Promise<void> | undefined {
-    return this.#list.runner.dispatch?.flush(this.#list, this.#exchange.soFar())
+    const list = this.#list
+    // The usual list, of functions.
+    if (!list.hasPromises) return undefined
+    const outcome = this.#exchange.currentOutcome()
+    const storing = list.runner.dispatch?.flush(list, outcome)
+    return list.takeBroken(outcome) ? Promise.reject(new FST_BGT_CLOSED('addTask')) : storing
   }
 
   /** @internal */

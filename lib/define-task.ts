@@ -1,7 +1,8 @@
 import type { FastifyBaseLogger, FastifyInstance, FastifyTypeProvider } from 'fastify'
 import type { TaskCondition } from './options.js'
-import { check, CONDITION, COUNT, DURATION, FUNCTION, NAME, OBJECT, SECONDS, TIMER_DELAY, type Rule, type Rules } from './rules.js'
-import { FST_BGT_INVALID_OPTION } from './errors.js'
+import { check, CONDITION, COUNT, DURATION, FUNCTION, NAME, OBJECT, SECONDS, DELAY, type Rule, type Rules } from './rules.js'
+import { FST_BGT_INVALID_OPTION, markOurs } from './errors.js'
+import { isThenable } from './foreign.js'
 import { isStandardSchema, type InferInput, type InferOutput, type StandardSchema } from './standard-schema.js'
 
 /** What a handler is given beside the payload. */
@@ -50,7 +51,7 @@ export interface RetryPolicy {
     /** Milliseconds that no wait exceeds. @default 60000 */
     readonly maxDelay?: number | undefined
   } | undefined
-  /** Whether this error is worth another attempt. @default every error is */
+  /** Whether this error is worth another attempt, asked synchronously: a promise fails the task. @default every error is */
   readonly when?: ((error: unknown) => boolean) | undefined
 }
 
@@ -120,16 +121,21 @@ export class TaskDefinition<in Payload = never, out Result = unknown> {
     this.when = when
     this.retry = { attempts: retry?.attempts ?? 3, backoff: { type, delay, maxDelay }, when: retry?.when }
     this.keep = { succeeded: keep?.succeeded ?? 3_600, failed: keep?.failed ?? 604_800 }
-    this.handler = (payload, context) => options.handler(payload, context)
-    this.onFailed = options.onFailed === undefined ? undefined : (payload, error, context) => options.onFailed?.(payload, error, context)
+    // What was checked stays, whatever becomes of the caller's object; `this` is that object, as in a method of it.
+    const { handler, onFailed } = options
+    this.handler = (payload, context) => Reflect.apply(handler, options, [payload, context]) as unknown
+    this.onFailed = onFailed === undefined ? undefined : (payload, error, context) => Reflect.apply(onFailed, options, [payload, error, context]) as void | Promise<void>
   }
 
   /** Milliseconds until the start behind so many failures. */
   backoffMs (failures: number): number {
     const { type, delay, maxDelay } = this.retry.backoff
-    return Math.min(type === 'fixed' ? delay : delay * 2 ** (failures - 1), maxDelay)
+    // Twice 0 is 0, and 0 times Infinity is no number.
+    return Math.min(type === 'fixed' || delay === 0 ? delay : delay * 2 ** (failures - 1), maxDelay)
   }
 }
+
+markOurs(TaskDefinition.prototype)
 
 /** Any definition. */
 export type AnyTaskDefinition = TaskDefinition<never, unknown>
@@ -196,7 +202,7 @@ const DEFINITION_RULES: Rules = {
 }
 const RETRY_RULES: Rules = { attempts: COUNT, backoff: { ...OBJECT, accepts: 'an object of type, delay and maxDelay, in milliseconds' }, when: FUNCTION }
 const BACKOFF_TYPE: Rule = { accepts: '\'exponential\' or \'fixed\'', holds: value => value === 'exponential' || value === 'fixed' }
-const BACKOFF_RULES: Rules = { type: BACKOFF_TYPE, delay: TIMER_DELAY, maxDelay: TIMER_DELAY }
+const BACKOFF_RULES: Rules = { type: BACKOFF_TYPE, delay: DELAY, maxDelay: DELAY }
 const KEEP_RULES: Rules = { succeeded: SECONDS, failed: SECONDS }
 
 function checkDefinition (options: TaskDefinitionOptions<never, unknown> & { readonly payload?: unknown }): void {
@@ -217,10 +223,7 @@ function checkDefinition (options: TaskDefinitionOptions<never, unknown> & { rea
 function isAsync (schema: StandardSchema): boolean {
   if ((schema as { async?: unknown }).async === true) return true
   try {
-    const result = schema['~standard'].validate(undefined)
-    if (!(result instanceof Promise)) return false
-    result.catch(() => {})
-    return true
+    return isThenable(schema['~standard'].validate(undefined))
   } catch {
     return false
   }

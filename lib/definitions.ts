@@ -1,5 +1,6 @@
 import { TaskDefinition, type AnyTaskDefinition } from './define-task.js'
-import { FST_BGT_DUPLICATE_TASK, FST_BGT_INVALID_OPTION, FST_BGT_UNKNOWN_TASK, show } from './errors.js'
+import { FST_BGT_DUPLICATE_TASK, FST_BGT_INVALID_OPTION, FST_BGT_UNKNOWN_TASK, PACKAGE, show, typeOf } from './errors.js'
+import { isInstance } from './foreign.js'
 import { payloadReader, type PayloadReader, type SchemaCompiler } from './payload.js'
 
 /** A definition of this app, its schema compiled. */
@@ -15,8 +16,8 @@ export class Definitions {
   /** @throws FST_BGT_INVALID_OPTION, FST_BGT_DUPLICATE_TASK */
   constructor (tasks: readonly AnyTaskDefinition[], compile: SchemaCompiler) {
     for (const definition of tasks) {
-      if (!(definition instanceof TaskDefinition)) {
-        throw new FST_BGT_INVALID_OPTION(`The option "tasks" of register accepts an array of what defineTask returns; one of them is ${show(definition)}`)
+      if (!isInstance(definition, TaskDefinition)) {
+        throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: The option "tasks" of register accepts an array of what defineTask returns; one of them is ${typeOf(definition).includes('another copy') ? typeOf(definition) : show(definition)}`)
       }
       if (this.#known.has(definition.name)) throw new FST_BGT_DUPLICATE_TASK(definition.name)
       this.#known.set(definition.name, { definition, read: payloadReader(definition, compile) })

@@ -5,10 +5,10 @@
  * around the synchronous part, `asyncStart` and `asyncEnd` when a promise has settled, `error` before the end of a
  * failed one. A run that is over at its `end` has a `result` or an `error` there. `channel.start.bindStore(als, …)` gives the task a store of its own, say a span.
  */
-import { channel, tracingChannel } from 'node:diagnostics_channel'
+import { channel, tracingChannel, type Channel } from 'node:diagnostics_channel'
 import type { FastifyRequest } from 'fastify'
 import type { BackgroundTask } from './background-task.js'
-import { isThenable } from './limits.js'
+import { attempt, isNativePromise } from './foreign.js'
 
 /**
  * Message of `tracingChannel('fastify-background-tasks.run')`: one object for each run of a task, published on `start` and `end`
@@ -75,6 +75,11 @@ export const failedChannel = channel('fastify-background-tasks.failed')
 export const skippedChannel = channel('fastify-background-tasks.skipped')
 export const abandonedChannel = channel('fastify-background-tasks.abandoned')
 
+/** Node catches what a subscriber throws; what has replaced `publish` may throw all the same, and is no concern of the task. */
+export function publish (channel: Channel, message: object): void {
+  attempt(() => { channel.publish(message) })
+}
+
 /** `TracingChannel#hasSubscribers` came with Node 20.13; the five channels have always had theirs. */
 export function runIsTraced (): boolean {
   return runChannel.start.hasSubscribers || runChannel.end.hasSubscribers || runChannel.error.hasSubscribers ||
@@ -87,21 +92,21 @@ export function traceRun (message: TaskRunMessage, call: () => unknown): unknown
     let result: unknown
     try {
       result = call()
-      if (!isThenable(result)) message.result = result
+      if (!isNativePromise(result)) message.result = result
     } catch (error) {
       message.error = error
-      runChannel.error.publish(message)
-      runChannel.end.publish(message)
+      publish(runChannel.error, message)
+      publish(runChannel.end, message)
       throw error
     }
-    runChannel.end.publish(message)
+    publish(runChannel.end, message)
     return result
   })
 }
 
 /** The promise of a task has settled. */
 export function publishRunEnd (message: TaskRunMessage): void {
-  if ('error' in message) runChannel.error.publish(message)
-  runChannel.asyncStart.publish(message)
-  runChannel.asyncEnd.publish(message)
+  if ('error' in message) publish(runChannel.error, message)
+  publish(runChannel.asyncStart, message)
+  publish(runChannel.asyncEnd, message)
 }

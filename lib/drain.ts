@@ -1,8 +1,18 @@
+import { EventEmitter } from 'node:events'
 import type { BackgroundTask } from './background-task.js'
 import { bindingsOf } from './ledger.js'
-import { attempt } from './limits.js'
+import { attempt } from './foreign.js'
 import type { Runner } from './runner.js'
 import type { TaskList } from './task-list.js'
+
+/** Node's timers take no more; the drain looks again then. */
+const MAX_WAIT_MS = 2 ** 31 - 1
+
+/** One listener of the process for all apps that are closing: Node warns of the eleventh. */
+const exits = new EventEmitter().setMaxListeners(0)
+const onBeforeExit = (): void => { exits.emit('beforeExit') }
+exits.on('newListener', () => { if (exits.listenerCount('beforeExit') === 0) process.on('beforeExit', onBeforeExit) })
+exits.on('removeListener', () => { if (exits.listenerCount('beforeExit') === 0) process.removeListener('beforeExit', onBeforeExit) })
 
 /**
  * Finishes everything: resolves when nothing is left, at the latest `closeTimeout` milliseconds from now, and never rejects.
@@ -23,12 +33,12 @@ export async function drain (runner: Runner): Promise<void> {
     const unsettledMs = closeTimeout / 2 - elapsed
     const onlyUnsettled = isOnlyUnsettled(runner.open)
     if (elapsed >= closeTimeout) {
-      abandon(runner, 'for closeTimeout has passed')
+      abandon(runner, 'because closeTimeout has passed')
     } else if (exiting || (onlyUnsettled && unsettledMs <= 0)) {
-      if (!endUnsettled(runner.open)) abandon(runner, 'for nothing in the process can settle them any more')
+      if (!endUnsettled(runner.open)) abandon(runner, 'because nothing in the process can settle them any more')
       exiting = false
-    } else if (isResting(runner.open, Date.now() + closeTimeout - elapsed)) {
-      abandon(runner, 'for their time comes after closeTimeout')
+    } else if (isResting(runner.open, startedAt + closeTimeout)) {
+      abandon(runner, 'because their time comes after closeTimeout')
     } else {
       exiting = await nextLeave(runner, onlyUnsettled ? unsettledMs : closeTimeout - elapsed)
     }
@@ -43,20 +53,21 @@ export async function drain (runner: Runner): Promise<void> {
  */
 async function nextLeave (runner: Runner, ms: number): Promise<boolean> {
   return await new Promise(resolve => {
-    const timer = setTimeout(done, ms, false).unref()
+    const timer = setTimeout(done, Math.min(ms, MAX_WAIT_MS), false).unref()
     const exit = (): void => { done(true) }
     function done (exiting: boolean): void {
       clearTimeout(timer)
-      process.removeListener('beforeExit', exit)
+      exits.removeListener('beforeExit', exit)
       resolve(exiting)
     }
-    process.once('beforeExit', exit)
+    exits.once('beforeExit', exit)
     runner.onLeave(() => { done(false) })
   })
 }
 
 function sayWhatIsWaitedFor (runner: Runner): void {
-  const counts: Record<string, number> = {}
+  // A task may have the name of a property of every object.
+  const counts: Record<string, number> = Object.create(null)
   for (const list of runner.open) {
     for (const { name } of list.tasks()) counts[name] = (counts[name] ?? 0) + 1
   }
@@ -81,12 +92,16 @@ function endUnsettled (lists: Iterable<TaskList>): boolean {
   return unsettled.length > 0
 }
 
+/** What a running task may be doing. */
+const WAITS_FOR_ITSELF = ' (a task that awaits app.close() or idle() waits for itself)'
+
 function abandon (runner: Runner, why: string): void {
+  const hint = runner.stats.running > 0 ? WAITS_FOR_ITSELF : ''
   const cutOff = runner.abandonAll()
   const abandoned = cutOff.filter(({ task }) => task.state === 'abandoned')
   const released = cutOff.filter(({ task }) => task.state !== 'abandoned')
-  if (abandoned.length > 0) sayWhatIsCutOff(abandoned, (tasks, names) => { runner.log.error({ tasks }, `background tasks abandoned, ${why}: ${names}`) })
-  if (released.length > 0) sayWhatIsCutOff(released, (tasks, names) => { runner.log.info({ tasks }, `background tasks given back to their engine, ${why}: ${names}`) })
+  if (abandoned.length > 0) sayWhatIsCutOff(abandoned, (tasks, names) => { runner.log.error({ tasks }, `background tasks abandoned, ${why}${hint}: ${names}`) })
+  if (released.length > 0) sayWhatIsCutOff(released, (tasks, names) => { runner.log.info({ tasks }, `background tasks returned to their engine, ${why}: ${names}`) })
 }
 
 function sayWhatIsCutOff (cutOff: ReadonlyArray<{ list: TaskList, task: BackgroundTask }>, say: (tasks: object[], names: string) => void): void {

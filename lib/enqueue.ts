@@ -2,6 +2,7 @@
 import { TaskDefinition, type AnyTaskDefinition } from './define-task.js'
 import type { JobRecord, Receipt } from './engines/engine.js'
 import { FST_BGT_CLOSED, FST_BGT_INVALID_TASK, typeOf } from './errors.js'
+import { isInstance } from './foreign.js'
 import { JOB_RULES, type JobOptions } from './jobs.js'
 import { check, OBJECT, type Rules } from './rules.js'
 import type { Runner } from './runner.js'
@@ -72,6 +73,6 @@ export async function get (runner: Runner, definition: AnyTaskDefinition, id: st
 
 /** @throws FST_BGT_INVALID_TASK for what is no definition */
 function refuseOthers (where: string, definition: unknown): void {
-  if (definition instanceof TaskDefinition) return
+  if (isInstance(definition, TaskDefinition)) return
   throw new FST_BGT_INVALID_TASK(`${where} accepts a definition, which defineTask makes; received ${typeOf(definition)}`)
 }

@@ -1,5 +1,16 @@
 import { inspect } from 'node:util'
 import createError from '@fastify/error'
+import { isInstance, readOr } from './foreign.js'
+
+/** Begins the messages of errors that `register` throws. */
+export const PACKAGE = 'fastify-background-tasks'
+
+const OURS = Symbol(PACKAGE)
+
+/** Marks a class of this copy of the package: several may be installed. */
+export function markOurs (prototype: object): void {
+  Object.defineProperty(prototype, OURS, { value: true })
+}
 
 /** What was passed is not a task: 500, a `TypeError`. The message says what was passed and what is accepted. */
 export const FST_BGT_INVALID_TASK = createError('FST_BGT_INVALID_TASK', '%s', 500, TypeError)
@@ -35,7 +46,7 @@ export const FST_BGT_INVALID_PAYLOAD = createError('FST_BGT_INVALID_PAYLOAD', 'T
 /** Two definitions have one name. */
 export const FST_BGT_DUPLICATE_TASK = createError(
   'FST_BGT_DUPLICATE_TASK',
-  'There are two definitions of the name "%s" in the option "tasks": a name is one queue. Rename one of them'
+  `${PACKAGE}: There are two definitions of the name "%s" in the option "tasks": a name is one queue. Rename one of them`
 )
 
 /** A definition that the app was not told of. */
@@ -47,7 +58,7 @@ export const FST_BGT_UNKNOWN_TASK = createError(
 /** What this placement cannot do: 500, the route's mistake. */
 export const FST_BGT_UNSUPPORTED = createError('FST_BGT_UNSUPPORTED', '%s does not support %s', 500)
 
-/** The app is closed: nothing is stored or read any more. */
+/** The app is closed: nothing is stored or read any more, and a reply that would promise a task of a definition is this error instead. */
 export const FST_BGT_CLOSED = createError('FST_BGT_CLOSED', '%s was called after the app had closed', 503)
 
 /** A job could not be stored in time: 503, sent with `Retry-After`. It may have been stored all the same. */
@@ -77,19 +88,31 @@ export const FST_BGT_ALREADY_REGISTERED = createError(
   'fastify-background-tasks is registered already for this app or a parent of it. Register it once: children share it'
 )
 
-/** A short, single-line picture of a value that was refused. */
+/** A short, single-line picture of a value that was refused. A URL at the wrong place can hold a password. */
 export function show (value: unknown): string {
-  if (typeof value === 'function') return `the function ${value.name === '' ? '(anonymous)' : value.name}`
-  const text = inspect(value, { depth: 0, breakLength: Infinity, maxStringLength: 60, maxArrayLength: 3 })
+  if (typeof value === 'function' || isInstance(value, URL)) return typeOf(value)
+  const text = readOr(`a ${typeof value} that cannot be shown`, () => inspect(value, { depth: 0, breakLength: Infinity, maxStringLength: 60, maxArrayLength: 3 }))
+    .replace(/:\/\/[^]*/, '://...')
+    .replace(/((?:pass|secret|token|auth)\w*'?: )[^]*/i, '$1...')
   return text.length > 100 ? `${text.slice(0, 97)}...` : text
 }
 
 /** What kind of thing was passed, and not what is in it: arguments and payloads do not belong in a log. */
 export function typeOf (value: unknown): string {
-  if (value instanceof Promise) return 'a promise'
   if (value === null || value === undefined) return String(value)
-  if (typeof value === 'function') return `the function ${value.name || '(anonymous)'}`
+  if (typeof value === 'function') return `the function ${readOr('', () => nonEmpty(value.name)) || '(anonymous)'}`
   if (typeof value !== 'object') return `a ${typeof value}`
-  // The prototype's: an own `constructor` is part of what was passed.
-  return `an object (${Object.getPrototypeOf(value)?.constructor?.name ?? 'without a prototype'})`
+  return readOr('an object', () => {
+    if (value instanceof Promise) return 'a promise'
+    const prototype: unknown = Object.getPrototypeOf(value)
+    if (prototype === null) return 'an object (without a prototype)'
+    // The prototype's: an own `constructor` is part of what was passed.
+    const name = nonEmpty((prototype as object).constructor.name) || 'anonymous'
+    const isCopy = (name === 'BackgroundTask' || name === 'TaskDefinition') && !(OURS in value)
+    return isCopy ? `a ${name} of another copy of ${PACKAGE}: install it once` : `an object (${name})`
+  })
+}
+
+function nonEmpty (name: unknown): string {
+  return typeof name === 'string' ? name : ''
 }

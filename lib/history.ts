@@ -4,6 +4,12 @@ import { jobOf } from './task-job.js'
 /** Ended tasks of definitions that are remembered at most. */
 const MAX_ENDED = 1_000
 
+/** Node's timers take no more; the next look is one then. */
+const MAX_WAIT_MS = 2 ** 31 - 1
+
+/** Milliseconds between two looks, for many records that expire one by one. */
+const MIN_SWEEP_MS = 1_000
+
 /**
  * The tasks of definitions that this process runs, or has run: until their `keep` has passed, of those that have ended the
  * last thousand.
@@ -11,6 +17,8 @@ const MAX_ENDED = 1_000
 export class History {
   readonly #tasks = new Map<string, BackgroundTask>()
   #ended: BackgroundTask[] = []
+  #timer: NodeJS.Timeout | undefined
+  #nextSweep = Infinity
 
   find (id: string): BackgroundTask | undefined {
     const task = this.#tasks.get(id)
@@ -40,7 +48,13 @@ export class History {
 
   ended (task: BackgroundTask): void {
     if (this.#tasks.get(task.id) !== task) return
+    const expiresAt = expiryOf(task)
+    if (expiresAt <= performance.now()) {
+      this.#tasks.delete(task.id)
+      return
+    }
     this.#ended.push(task)
+    this.#sweepAt(expiresAt)
     if (this.#ended.length <= 2 * MAX_ENDED) return
     // Half at a time, so that it costs each of them little.
     for (const old of this.#ended.slice(0, MAX_ENDED)) {
@@ -48,11 +62,37 @@ export class History {
     }
     this.#ended = this.#ended.slice(MAX_ENDED)
   }
+
+  /** Lets go what has expired, at the first such time; a record can hold a large result. */
+  #sweepAt (expiresAt: number): void {
+    if (expiresAt >= this.#nextSweep) return
+    this.#nextSweep = expiresAt
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => { this.#sweep() }, Math.min(Math.max(expiresAt - performance.now(), MIN_SWEEP_MS), MAX_WAIT_MS)).unref()
+  }
+
+  #sweep (): void {
+    this.#nextSweep = Infinity
+    this.#ended = this.#ended.filter(task => {
+      if (this.#tasks.get(task.id) !== task) return false
+      if (!isExpired(task)) return true
+      this.#tasks.delete(task.id)
+      return false
+    })
+    let next = Infinity
+    for (const task of this.#ended) next = Math.min(next, expiryOf(task))
+    this.#sweepAt(next)
+  }
+}
+
+/** `performance.now()` from which on the record of an ended task is gone. */
+function expiryOf (task: BackgroundTask): number {
+  const { endedAt, known } = jobOf(task)
+  if (endedAt === undefined) return Infinity
+  const { succeeded, failed } = known.definition.keep
+  return endedAt + 1_000 * (task.state === 'succeeded' ? succeeded : failed)
 }
 
 function isExpired (task: BackgroundTask): boolean {
-  const { finishedAt, known } = jobOf(task)
-  if (finishedAt === undefined) return false
-  const { succeeded, failed } = known.definition.keep
-  return Date.now() >= finishedAt + 1_000 * (task.state === 'succeeded' ? succeeded : failed)
+  return performance.now() >= expiryOf(task)
 }

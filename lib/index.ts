@@ -12,7 +12,7 @@ import { Definitions } from './definitions.js'
 import { drain } from './drain.js'
 import { placeOnEngine } from './engines/place.js'
 import { FST_BGT_ALREADY_REGISTERED } from './errors.js'
-import { Exchange, watchExchanges } from './exchange.js'
+import { exchangeOf, watchExchanges } from './exchange/watch.js'
 import { Jobs, LOCAL } from './jobs.js'
 import { resolveOptions, type FastifyBackgroundTasksOptions } from './options.js'
 import { schemaCompiler } from './payload.js'
@@ -39,11 +39,11 @@ async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBac
 
   // One exchange a request has one list, and knows it as its listener.
   const listOf = (request: FastifyRequest): BackgroundTasks =>
-    (Exchange.listenerOf(request) as BackgroundTasks | undefined) ?? new BackgroundTasks(runner, request)
+    (exchangeOf(request)?.listener as BackgroundTasks | undefined) ?? new BackgroundTasks(runner, request)
 
   watchExchanges(app, listOf)
   if (engine !== undefined) {
-    placeOnEngine(app, runner, engine, definitions.all, request => Exchange.listenerOf(request) as BackgroundTasks | undefined)
+    placeOnEngine(app, runner, engine, definitions.all)
   }
   app.decorate('backgroundTasks', new AppBackgroundTasks(runner))
   app.decorateRequest('backgroundTasks', {
@@ -61,12 +61,12 @@ async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBac
  */
 function drainOnClose (app: ClosingApp, runner: Runner): void {
   let drained: Promise<void> | undefined
-  const drainOnce = async (): Promise<void> => { await (drained ??= drain(runner)) }
-  app.addHook('preClose', done => {
-    app.onClose?.(drainOnce)
+  const backgroundTasksOnClose = async (): Promise<void> => { await (drained ??= drain(runner)) }
+  app.addHook('preClose', function backgroundTasksPreClose (done) {
+    app.onClose?.(backgroundTasksOnClose)
     done()
   })
-  app.addHook('onClose', drainOnce)
+  app.addHook('onClose', backgroundTasksOnClose)
 }
 
 /** `onClose` is what `addHook('onClose')` calls; Fastify's types leave it out. */
@@ -86,7 +86,8 @@ export default backgroundTasks
 export { backgroundTasks, backgroundTasks as fastifyBackgroundTasks }
 export { BackgroundTask } from './background-task.js'
 export { defineTask } from './define-task.js'
-export type { AddedArgs, AddedTask, JobArgs, OverloadedArgs, OverloadedFunction, TaskFunction, TaskState } from './background-task.js'
+export type { TaskState } from './background-task.js'
+export type { AddedArgs, AddedTask, JobArgs, OverloadedArgs, OverloadedFunction, TaskAdder, TaskFunction } from './task-adder.js'
 export type { AnyTaskDefinition, DefineTask, FailedTaskContext, RetryPolicy, TaskContext, TaskDefinition, TaskDefinitionOptions } from './define-task.js'
 export type { JobOptions } from './jobs.js'
 export type { EnqueueOptions, TaskRecord } from './app-background-tasks.js'
@@ -94,9 +95,9 @@ export type { StandardSchema } from './standard-schema.js'
 export type {
   Delivery, EngineEvents, Job, JobError, JobRecord, JobState, Json, Receipt, TaskEngine, TaskSpec, Verdict
 } from './engines/engine.js'
-export type { BackgroundTasks, TaskAdder } from './background-tasks.js'
+export type { BackgroundTasks } from './background-tasks.js'
 export type { AppBackgroundTasks } from './app-background-tasks.js'
-export type { ExchangeOutcome } from './exchange.js'
+export type { ExchangeOutcome } from './exchange/outcome.js'
 export type { FastifyBackgroundTasksOptions, IdleOptions, TaskCondition, TaskOptions } from './options.js'
 export type { TaskStats } from './ledger.js'
 export type { TaskAbandonedMessage, TaskAddedMessage, TaskEnqueueMessage, TaskFailedMessage, TaskRunMessage, TaskSkippedMessage } from './diagnostics.js'

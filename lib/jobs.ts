@@ -3,13 +3,13 @@ import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { BackgroundTask } from './background-task.js'
 import type { AnyTaskDefinition } from './define-task.js'
 import type { Definitions, KnownTask } from './definitions.js'
-import { enqueueChannel } from './diagnostics.js'
+import { enqueueChannel, publish } from './diagnostics.js'
 import type { Delivery, JobRecord, TaskEngine, Verdict } from './engines/engine.js'
 import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from './errors.js'
 import { History } from './history.js'
-import type { RunOptions, TaskOptions } from './options.js'
+import type { RunOptions } from './options.js'
 import { toJson } from './payload.js'
-import { check, NAME, TIMER_DELAY, type Rules } from './rules.js'
+import { check, DELAY, NAME, type Rules } from './rules.js'
 import { TaskJob, type JobInput, type JobOrigin, type JobSurroundings } from './task-job.js'
 
 /** Options of a task of a definition. */
@@ -24,7 +24,7 @@ export interface JobOptions {
   readonly delay?: number | undefined
 }
 
-export const JOB_RULES: Rules = { key: NAME, delay: TIMER_DELAY }
+export const JOB_RULES: Rules = { key: NAME, delay: DELAY }
 const TRACE_HEADERS = ['traceparent', 'tracestate', 'baggage'] as const
 
 /** Where jobs go: this process, or an engine. */
@@ -50,7 +50,7 @@ export class Jobs {
    * A task to be added.
    * @throws FST_BGT_UNKNOWN_TASK, FST_BGT_INVALID_PAYLOAD, FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED
    */
-  make (definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: TaskOptions | undefined, request: FastifyRequest | undefined): BackgroundTask {
+  make (definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: RunOptions | undefined, request: FastifyRequest | undefined): BackgroundTask {
     const known = this.#definitions.known(definition)
     if (options?.name !== undefined) {
       throw new FST_BGT_INVALID_OPTION(`The option "name" of with is for functions: a definition has a name, "${definition.name}"`)
@@ -72,7 +72,7 @@ export class Jobs {
     }
     const surroundings = request === undefined ? this.#outside : { ...this.#outside, log: request.log }
     const task = this.#task(known, origin, { text }, surroundings, options)
-    if (enqueueChannel.hasSubscribers) enqueueChannel.publish({ task, headers: origin.headers })
+    if (enqueueChannel.hasSubscribers) publish(enqueueChannel, { task, headers: origin.headers })
     return task
   }
 
@@ -101,10 +101,10 @@ export class Jobs {
     return task !== undefined && job?.name === definition.name ? job.toRecord(task) : undefined
   }
 
-  #task (known: KnownTask, origin: JobOrigin, input: JobInput, surroundings: JobSurroundings, options: TaskOptions | undefined): BackgroundTask {
+  #task (known: KnownTask, origin: JobOrigin, input: JobInput, surroundings: JobSurroundings, options: RunOptions | undefined): BackgroundTask {
     const { name, timeout, when } = known.definition
     const job = new TaskJob(known, origin, input, surroundings)
-    const own: RunOptions = { name, timeout: options?.timeout ?? timeout, when: options?.when ?? when, job }
+    const own: RunOptions = { name, timeout: options?.timeout ?? timeout, when: options?.when ?? when, isForFailure: options?.isForFailure === true, job }
     return BackgroundTask.ofJob(job, own)
   }
 }

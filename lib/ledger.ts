@@ -1,11 +1,13 @@
 import type { AsyncResource } from 'node:async_hooks'
 import type { FastifyBaseLogger } from 'fastify'
-import { FunctionNames, type BackgroundTask } from './background-task.js'
-import { abandonedChannel, addedChannel, enqueuedChannel, failedChannel, skippedChannel, type TaskAddedMessage } from './diagnostics.js'
+import type { BackgroundTask } from './background-task.js'
+import { FunctionNames } from './function-names.js'
+import { abandonedChannel, addedChannel, enqueuedChannel, failedChannel, publish, skippedChannel, type TaskAddedMessage } from './diagnostics.js'
 import { overloaded } from './errors.js'
-import { attempt } from './limits.js'
+import { attempt } from './foreign.js'
 import type { TaskList } from './task-list.js'
 import { TurnClock } from './turn-clock.js'
+import { Failures } from './failures.js'
 
 /** Tasks by their state, counted since the plugin was registered. Cleanups do not count. */
 export interface TaskStats {
@@ -23,16 +25,14 @@ export interface TaskStats {
   readonly oldestPendingMs: number
 }
 
-/** Failures kept for `idle({ rejectOnFailure: true })`. */
-const MAX_FAILURES = 100
-
 /** What becomes of each task: its one change of state at a time, with its count and its channel. */
 export class Ledger {
   readonly #counts = { pending: 0, running: 0, succeeded: 0, failed: 0, skipped: 0, abandoned: 0, enqueued: 0 }
   readonly #maxPending: number
   readonly #clock = new TurnClock()
   readonly names = new FunctionNames()
-  #failures: unknown[] = []
+  /** For `idle({ rejectOnFailure: true })`. */
+  readonly failures = new Failures()
 
   constructor (maxPending: number) {
     this.#maxPending = maxPending
@@ -49,12 +49,6 @@ export class Ledger {
     return { ...this.#counts, oldestPendingMs: oldest === Infinity ? 0 : performance.now() - oldest }
   }
 
-  takeFailures (): unknown[] {
-    const failures = this.#failures
-    this.#failures = []
-    return failures
-  }
-
   /** @throws FST_BGT_OVERLOADED */
   admit (): void {
     if (this.unfinished >= this.#maxPending) throw overloaded(this.unfinished, this.#maxPending)
@@ -65,7 +59,7 @@ export class Ledger {
     task.addedAt = list.unfinished === 0 ? performance.now() : this.#clock.now()
     list.unfinished++
     this.#counts.pending++
-    if (addedChannel.hasSubscribers) addedChannel.publish(messageOf(list, task))
+    if (addedChannel.hasSubscribers) publish(addedChannel, messageOf(list, task))
   }
 
   started (task: BackgroundTask): void {
@@ -87,9 +81,9 @@ export class Ledger {
     // One whose `when` threw has not started.
     this.#counts[task.state === 'running' ? 'running' : 'pending']--
     this.#counts.failed++
-    if (this.#failures.length < MAX_FAILURES) this.#failures.push(error)
+    this.failures.add(task, error)
     const context = task.end('failed')
-    if (failedChannel.hasSubscribers) failedChannel.publish({ ...messageOf(list, task), error })
+    if (failedChannel.hasSubscribers) publish(failedChannel, { ...messageOf(list, task), error })
     return context
   }
 
@@ -106,14 +100,14 @@ export class Ledger {
     this.#counts.pending--
     this.#counts.enqueued++
     task.end('enqueued')
-    if (enqueuedChannel.hasSubscribers) enqueuedChannel.publish(messageOf(list, task))
+    if (enqueuedChannel.hasSubscribers) publish(enqueuedChannel, messageOf(list, task))
   }
 
   /** A job was stored that was on no list. */
   enqueuedAtOnce (task: BackgroundTask): void {
     this.#counts.enqueued++
     task.end('enqueued')
-    if (enqueuedChannel.hasSubscribers) enqueuedChannel.publish({ task })
+    if (enqueuedChannel.hasSubscribers) publish(enqueuedChannel, { task })
   }
 
   /** A task that an engine has delivered goes back there. */
@@ -127,11 +121,12 @@ export class Ledger {
     list.unfinished--
     this.#counts.pending--
     this.#counts.skipped++
-    task.end('skipped')
-    if (skippedChannel.hasSubscribers) skippedChannel.publish({ ...messageOf(list, task), reason })
-    if (isDebug(list.log)) {
-      attempt(() => { list.log.debug({ task: bindingsOf(task), reason }, `background task skipped: ${reason}`) })
-    }
+    // One that was cancelled has ended already.
+    if (task.state === 'pending') task.end('skipped')
+    if (skippedChannel.hasSubscribers) publish(skippedChannel, { ...messageOf(list, task), reason })
+    attempt(() => {
+      if (isDebug(list.log)) list.log.debug({ task: bindingsOf(task), reason }, `background task skipped: ${reason}`)
+    })
   }
 
   abandoned (list: TaskList, task: BackgroundTask): void {
@@ -139,17 +134,25 @@ export class Ledger {
     this.#counts[task.state === 'running' ? 'running' : 'pending']--
     this.#counts.abandoned++
     task.end('abandoned')
-    task.abort()
     if (!abandonedChannel.hasSubscribers) return
-    abandonedChannel.publish({ ...messageOf(list, task), ageMs: performance.now() - task.addedAt })
+    publish(abandonedChannel, { ...messageOf(list, task), ageMs: performance.now() - task.addedAt })
   }
 
   /** A task that comes after the drain. */
   refused (list: TaskList, task: BackgroundTask): void {
     this.added(list, task)
     this.abandoned(list, task)
+    task.abort()
     attempt(() => {
       list.log.error({ task: bindingsOf(task) }, 'background task abandoned: it was added after the app had closed')
+    })
+  }
+
+  /** A cleanup that a cleanup has added after the drain. */
+  cleanupRefused (list: TaskList, cleanup: BackgroundTask): void {
+    cleanup.end('abandoned')
+    attempt(() => {
+      list.log.error({ task: bindingsOf(cleanup) }, 'cleanup of background tasks abandoned: a cleanup added it after the app had closed')
     })
   }
 }

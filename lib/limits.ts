@@ -1,58 +1,62 @@
+import { Timer } from './timers.js'
+
 /** What to do about a promise that takes its time. All times are milliseconds from now; what is undefined is not watched. */
 export interface Limits {
   readonly timeout: number | undefined
-  readonly slow: number | undefined
+  readonly slow?: number | undefined
   /** Makes the error to reject with. */
   readonly onTimeout: () => Error
-  readonly onSlow: () => void
+  readonly onSlow?: () => void
   /** The promise settled after all, past its timeout. */
-  readonly onLate: () => void
+  readonly onLate?: () => void
 }
 
-/** Settles as `promise` does, or rejects at its timeout. */
-export function limited (promise: PromiseLike<unknown>, { timeout, slow, onTimeout, onSlow, onLate }: Limits): Promise<unknown> {
-  return new Promise((resolve, reject) => {
+/** Settles as a promise does, or rejects at its timeout. */
+export class Limited {
+  readonly promise: Promise<unknown>
+  readonly #slow: Timer | undefined
+  readonly #timeout: Timer | undefined
+
+  constructor (promise: Promise<unknown>, { timeout, slow, onTimeout, onSlow, onLate }: Limits) {
     let timedOut = false
-    const slowTimer = slow === undefined ? undefined : setTimeout(onSlow, slow)
-    const timer = timeout === undefined
+    this.#slow = slow === undefined ? undefined : new Timer(() => { onSlow?.() }, slow)
+    // Set before any timer fires.
+    let reject!: (error: Error) => void
+    this.#timeout = timeout === undefined
       ? undefined
-      : setTimeout(() => {
+      : new Timer(() => {
         timedOut = true
-        clearTimeout(slowTimer)
+        this.clear()
         reject(onTimeout())
       }, timeout)
-    const settled = (settle: (value: unknown) => void) => (value: unknown): void => {
-      if (timedOut) {
-        onLate()
-        return
+    this.promise = new Promise((resolve, _reject) => {
+      reject = _reject
+      const settled = (settle: (value: unknown) => void) => (value: unknown): void => {
+        if (timedOut) {
+          onLate?.()
+          return
+        }
+        this.clear()
+        settle(value)
       }
-      clearTimeout(timer)
-      clearTimeout(slowTimer)
-      settle(value)
-    }
-    promise.then(settled(resolve), settled(reject))
-  })
-}
+      promise.then(settled(resolve), settled(_reject))
+    })
+  }
 
-export function isThenable (value: unknown): value is PromiseLike<unknown> {
-  return ((typeof value === 'object' && value !== null) || typeof value === 'function') &&
-    typeof (value as { then?: unknown }).then === 'function'
-}
-
-/** Loggers and listeners of others can throw: the list goes on. */
-export function attempt (fn: () => void): void {
-  try {
-    fn()
-  } catch {}
+  /** Nobody waits any more. */
+  clear (): void {
+    this.#slow?.clear()
+    this.#timeout?.clear()
+  }
 }
 
 /** Settles as `promise` does, or after so many milliseconds as `late` ends. */
 export async function within<T> (ms: number, promise: Promise<T>, late: () => T): Promise<T> {
-  let timer: NodeJS.Timeout | undefined
-  const time = new Promise<void>(resolve => { timer = setTimeout(resolve, ms) })
+  let timer: Timer | undefined
+  const time = new Promise<void>(resolve => { timer = new Timer(resolve, ms) })
   try {
     return await Promise.race([promise, time.then(late)])
   } finally {
-    clearTimeout(timer)
+    timer?.clear()
   }
 }

@@ -2,25 +2,27 @@ import type { FastifyRequest } from 'fastify'
 import type { BackgroundTask } from './background-task.js'
 import type { AnyTaskDefinition } from './define-task.js'
 import type { TaskEngine } from './engines/engine.js'
-import type { ExchangeOutcome } from './exchange.js'
+import type { ExchangeOutcome } from './exchange/outcome.js'
 import type { TaskJob } from './task-job.js'
 import { FST_BGT_INVALID_OPTION } from './errors.js'
-import { BOOLEAN, check, CONDITION, COUNT, DURATION, FUNCTION, LIMIT, NAME, OBJECT, TIMER_DELAY, type Rules } from './rules.js'
+import { BOOLEAN, check, CONDITION, COUNT, DURATION, FUNCTION, LIMIT, NAME, OBJECT, DELAY, type Rules } from './rules.js'
 
 /**
- * Which tasks of an exchange run, decided when it has ended:
- * - `'success'`: unless the exchange failed, that is, an error was thrown or sent on the way. A status set by hand is no
- *   failure, nor is a client that hung up. FastAPI's rule.
+ * Which tasks of a request run, decided when its response has ended:
+ * - `'success'`: unless the request failed, that is, an error was thrown or sent on the way. A status set by hand is no
+ *   failure, nor is a client that disconnects. FastAPI's rule.
  * - `'error'`: only if it failed.
  * - `'always'`.
- * - a function of the outcome. When it throws, the task is `failed` with that error.
+ * - a function of the outcome. When it throws, the task is `failed` with that error. It is asked synchronously: a promise fails the task, too.
  */
 export type TaskCondition = 'success' | 'error' | 'always' | ((outcome: ExchangeOutcome) => boolean)
 
 /** Options of `app.register(backgroundTasks, options)`. A wrong value throws `FST_BGT_INVALID_OPTION` there. */
 export interface FastifyBackgroundTasksOptions {
   /**
-   * Which tasks of an exchange run; for some of them by `with({ when })`.
+   * Which tasks of a request run; for some of them by `with({ when })`. The default does not skip what is added while a failure is handled,
+   * in an `onError` hook or an error handler, until its reply enters `onSend`: FastAPI runs the task of the response that an exception
+   * handler returns.
    * @default 'success'
    */
   readonly when?: TaskCondition | undefined
@@ -53,7 +55,8 @@ export interface FastifyBackgroundTasksOptions {
 
   /**
    * Milliseconds for one task. When they have passed the task is `failed` with `FST_BGT_TIMEOUT`, its signal aborts and
-   * the list goes on. A synchronous task cannot be interrupted: it is `succeeded`, with a warning.
+   * the list goes on. A synchronous task cannot be interrupted: it is `succeeded`, with a warning. The list waits as long for the promise of
+   * an `onError`, and for that of an `onFailed`.
    * @default none
    */
   readonly timeout?: number | undefined
@@ -122,11 +125,14 @@ export interface TaskOptions {
 /** @internal What a task carries: `with()`, and the job of one that has a definition. */
 export interface RunOptions extends TaskOptions {
   readonly job?: TaskJob
+  /** It was added while a failure was handled: the default `when` does not skip it. */
+  readonly isForFailure?: boolean
 }
 
 /** The options with their defaults. */
 export interface ResolvedOptions {
-  readonly when: TaskCondition
+  /** Undefined: the default. */
+  readonly when: TaskCondition | undefined
   readonly stopOnError: boolean
   readonly onError: FastifyBackgroundTasksOptions['onError']
   readonly concurrency: number
@@ -154,9 +160,9 @@ const PLUGIN_RULES: Rules = {
   maxPending: LIMIT,
   timeout: DURATION,
   slowTask: DURATION,
-  closeTimeout: TIMER_DELAY,
+  closeTimeout: DELAY,
   tasks: { accepts: 'an array of what defineTask returns', holds: value => Array.isArray(value) },
-  engine: { accepts: 'an engine, as bullmq(), pgBoss() or rabbitmq() make one', holds: isEngine },
+  engine: { accepts: 'an engine, as bullmq(), pgBoss() or rabbitmq() make one', holds: isEngine, isSecret: true },
   worker: { accepts: 'a boolean or { concurrency }', holds: value => typeof value === 'boolean' || OBJECT.holds(value) },
   enqueueTimeout: DURATION,
   fallback: { accepts: '\'local\'', holds: value => value === 'local' },
@@ -172,12 +178,24 @@ const REQUEST_TASK_RULES: Rules = { ...APP_TASK_RULES, when: CONDITION }
 
 const IDLE_RULES: Rules = { rejectOnFailure: BOOLEAN }
 
-// Fastify hands its own options of `register` to the plugin too.
-const REGISTER_OPTIONS = new Set(['prefix', 'logLevel', 'logSerializers'])
+/**
+ * Options that others hand to every plugin, and that are ignored here. Fastify hands on its options of `register`, and @fastify/autoload its
+ * own. fastify-cli gives an app its server options, and an app that hands them on to @fastify/autoload gives them to all its plugins.
+ */
+const OPTIONS_OF_OTHERS = new Set([
+  'prefix', 'logLevel', 'logSerializers',
+  'skipOverride', 'prefixOverride', 'autoPrefix', 'closeGraceDelay',
+  'ajv', 'allowErrorHandlerOverride', 'allowUnsafeRegex', 'bodyLimit', 'caseSensitive', 'childLoggerFactory', 'clientErrorHandler',
+  'connectionTimeout', 'constraints', 'disableRequestLogging', 'exposeHeadRoutes', 'forceCloseConnections', 'frameworkErrors', 'genReqId',
+  'handlerTimeout', 'http', 'http2', 'http2SessionTimeout', 'https', 'ignoreDuplicateSlashes', 'ignoreTrailingSlash', 'jsonShorthand',
+  'keepAliveTimeout', 'logController', 'logger', 'loggerInstance', 'maxParamLength', 'maxRequestsPerSocket', 'onConstructorPoisoning',
+  'onProtoPoisoning', 'pluginTimeout', 'querystringParser', 'requestIdHeader', 'requestIdLogLabel', 'requestTimeout', 'return503OnClosing',
+  'rewriteUrl', 'routerOptions', 'schemaController', 'schemaErrorFormatter', 'serializerOpts', 'serverFactory', 'trustProxy', 'useSemicolonDelimiter'
+])
 
 /** @throws FST_BGT_INVALID_OPTION */
 export function resolveOptions (options: FastifyBackgroundTasksOptions): ResolvedOptions {
-  check('register', options, PLUGIN_RULES, REGISTER_OPTIONS)
+  check('register', options, PLUGIN_RULES, OPTIONS_OF_OTHERS)
   const tasks = options.tasks ?? []
   return {
     tasks,
@@ -185,7 +203,7 @@ export function resolveOptions (options: FastifyBackgroundTasksOptions): Resolve
     worker: resolveWorker(options.worker ?? true, tasks),
     enqueueTimeout: options.enqueueTimeout ?? 2000,
     fallback: options.fallback,
-    when: options.when ?? 'success',
+    when: options.when,
     stopOnError: options.stopOnError ?? false,
     onError: options.onError,
     concurrency: options.concurrency ?? Infinity,
@@ -209,7 +227,7 @@ function resolveWorker (worker: NonNullable<FastifyBackgroundTasksOptions['worke
   const { concurrency = defaultConcurrency } = worker
   if (typeof concurrency === 'number') return { defaultConcurrency: concurrency, concurrency: {} }
   check('concurrency of worker', concurrency, Object.fromEntries(tasks.map(({ name }) => [name, COUNT])))
-  return { defaultConcurrency, concurrency }
+  return { defaultConcurrency, concurrency: { ...concurrency } }
 }
 
 /** @throws FST_BGT_INVALID_OPTION */
@@ -217,8 +235,10 @@ export function checkTaskOptions (options: TaskOptions, ofApp: boolean): TaskOpt
   if (ofApp && options?.when !== undefined) {
     throw new FST_BGT_INVALID_OPTION('The option "when" of with is for tasks of a request: those of the app have no exchange that could decide')
   }
-  check('with', options, ofApp ? APP_TASK_RULES : REQUEST_TASK_RULES)
-  return options
+  // What was checked stays, whatever becomes of the caller's object.
+  const own = typeof options === 'object' && options !== null ? { ...options } : options
+  check('with', own, ofApp ? APP_TASK_RULES : REQUEST_TASK_RULES)
+  return own
 }
 
 /** @throws FST_BGT_INVALID_OPTION */
@@ -230,7 +250,8 @@ export function checkIdleOptions (options: IdleOptions): void {
 export interface IdleOptions {
   /**
    * Whether to reject with what a task threw since the last `idle()` returned, or since the plugin was registered; with an
-   * `AggregateError` when there are several (of the first 100).
+   * `AggregateError` when there are several (of the first 100). An error that was thrown before anybody waited may have been collected as
+   * garbage: then it is a new one, of the same name and with the message.
    * @default false
    */
   readonly rejectOnFailure?: boolean | undefined

@@ -1,8 +1,9 @@
 import AjvCompiler from '@fastify/ajv-compiler'
 import type { AnyTaskDefinition } from './define-task.js'
 import type { Json } from './engines/engine.js'
-import { FST_BGT_INVALID_OPTION, FST_BGT_INVALID_PAYLOAD } from './errors.js'
-import { isStandardSchema, reasonOf, type StandardSchema } from './standard-schema.js'
+import { FST_BGT_INVALID_OPTION, FST_BGT_INVALID_PAYLOAD, PACKAGE } from './errors.js'
+import { isThenable } from './foreign.js'
+import { isStandardSchema, reasonOf, type StandardResult, type StandardSchema } from './standard-schema.js'
 
 /**
  * The schema's output for a payload that has been through JSON. It may change what it is given.
@@ -21,12 +22,40 @@ interface JsonSchemaError {
   readonly params: { readonly additionalProperty?: unknown }
 }
 
-/** @param shared the app's shared schemas, for `$ref` */
-export function schemaCompiler (shared: Record<string, unknown>): SchemaCompiler {
-  const compile = AjvCompiler()(shared as Record<string, object>, {
-    customOptions: { coerceTypes: false, removeAdditional: false, useDefaults: true, allErrors: false }
-  }) as unknown as (route: { schema: object }) => JsonValidator
-  return schema => compile({ schema })
+type SharedSchemas = Readonly<Record<string, unknown>>
+
+/**
+ * Shared schemas may be of another dialect, for the app's own validator: those are compiled that a definition refers to.
+ * @param shared the app's shared schemas, for `$ref`
+ */
+export function schemaCompiler (shared: SharedSchemas): SchemaCompiler {
+  return schema => {
+    const compile = AjvCompiler()(referredTo(schema, shared) as Record<string, object>, {
+      customOptions: { coerceTypes: false, removeAdditional: false, useDefaults: true, allErrors: false }
+    }) as unknown as (route: { schema: object }) => JsonValidator
+    return compile({ schema })
+  }
+}
+
+/** The shared schemas that a schema refers to, and those that these refer to; all of them if an id is found in none, for it may be inside of one. */
+function referredTo (schema: object, shared: SharedSchemas): SharedSchemas {
+  const found: Record<string, unknown> = {}
+  const seen = new Set<unknown>()
+  const left: unknown[] = [schema]
+  for (let value = left.pop(); value !== undefined; value = left.pop()) {
+    if (typeof value !== 'object' || value === null || seen.has(value)) continue
+    seen.add(value)
+    const { $ref } = value as { $ref?: unknown }
+    const [id = ''] = typeof $ref === 'string' ? $ref.split('#') : []
+    if (id !== '' && found[id] === undefined) {
+      const own = Object.hasOwn(shared, id) ? id : `${id}#`
+      if (!Object.hasOwn(shared, own)) return shared
+      found[own] = shared[own]
+      left.push(shared[own])
+    }
+    left.push(...Object.values(value).filter(member => member !== undefined))
+  }
+  return found
 }
 
 /** @throws FST_BGT_INVALID_OPTION for a schema that cannot be compiled */
@@ -37,9 +66,8 @@ export function payloadReader ({ name, payload: schema }: AnyTaskDefinition, com
 
 function standardReader (name: string, schema: StandardSchema): PayloadReader {
   return payload => {
-    const result = schema['~standard'].validate(payload)
-    if (result instanceof Promise) {
-      result.catch(() => {})
+    const result = schema['~standard'].validate(payload) as StandardResult<unknown>
+    if (isThenable(result)) {
       throw new FST_BGT_INVALID_PAYLOAD(name, 'has an asynchronous schema, and addTask is synchronous')
     }
     if (result.issues === undefined) return result.value
@@ -53,7 +81,7 @@ function jsonSchemaReader (name: string, schema: object, compile: SchemaCompiler
   try {
     validate = compile(schema)
   } catch (error) {
-    throw new FST_BGT_INVALID_OPTION(`The option "payload" of the task "${name}" accepts a JSON Schema; this one cannot be compiled: ${String(error)}`)
+    throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: The option "payload" of the task "${name}" accepts a JSON Schema; this one cannot be compiled: ${String(error)}`)
   }
   return payload => {
     if (validate(payload) === true) return payload

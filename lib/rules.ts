@@ -1,5 +1,6 @@
 /** What options accept, in words and as a check. */
-import { FST_BGT_INVALID_OPTION, show } from './errors.js'
+import { FST_BGT_INVALID_OPTION, PACKAGE, show } from './errors.js'
+import { isGeneratorFunction } from './foreign.js'
 
 export interface Rule {
   readonly accepts: string
@@ -10,10 +11,8 @@ export interface Rule {
 
 export type Rules = Readonly<Record<string, Rule>>
 
-// Node's timers take at most a signed 32-bit number of milliseconds: past that they fire at once.
-const MAX_DELAY = 2 ** 31 - 1
-const isFunction = (value: unknown): boolean => typeof value === 'function'
-const isTimerDelay = (value: unknown): boolean => typeof value === 'number' && value >= 0 && value <= MAX_DELAY
+const isFunction = (value: unknown): boolean => typeof value === 'function' && !isGeneratorFunction(value)
+const isDelay = (value: unknown): boolean => typeof value === 'number' && value >= 0 && Number.isFinite(value)
 
 export const BOOLEAN: Rule = { accepts: 'a boolean', holds: value => typeof value === 'boolean' }
 export const FUNCTION: Rule = { accepts: 'a function', holds: isFunction }
@@ -23,10 +22,10 @@ export const SECRET_OBJECT: Rule = { ...OBJECT, isSecret: true }
 export const COUNT: Rule = { accepts: 'an integer of at least 1', holds: value => Number.isInteger(value) && (value as number) >= 1 }
 export const LIMIT: Rule = { accepts: 'an integer of at least 1, or Infinity', holds: value => value === Infinity || COUNT.holds(value) }
 export const DURATION: Rule = {
-  accepts: `a number of milliseconds above 0 and at most ${MAX_DELAY}`,
-  holds: value => isTimerDelay(value) && (value as number) > 0
+  accepts: 'a finite number of milliseconds above 0',
+  holds: value => isDelay(value) && (value as number) > 0
 }
-export const TIMER_DELAY: Rule = { accepts: `a number of milliseconds from 0 to ${MAX_DELAY}`, holds: isTimerDelay }
+export const DELAY: Rule = { accepts: 'a finite number of milliseconds of at least 0', holds: isDelay }
 export const SECONDS: Rule = {
   accepts: 'a number of seconds of at least 0',
   holds: value => typeof value === 'number' && Number.isFinite(value) && value >= 0
@@ -36,25 +35,29 @@ export const CONDITION: Rule = {
   holds: value => value === 'success' || value === 'error' || value === 'always' || isFunction(value)
 }
 
+/** Errors of `register` come out of an app's start, among those of many plugins. */
+const AT_REGISTER: ReadonlySet<string> = new Set(['register', 'worker', 'concurrency of worker'])
+
 /**
  * @param where whose options they are, for the message
  * @param ignored options that others take
  * @throws FST_BGT_INVALID_OPTION
  */
 export function check (where: string, options: unknown, rules: Rules, ignored?: ReadonlySet<string>): void {
+  const begin = AT_REGISTER.has(where) ? `${PACKAGE}: ` : ''
   if (typeof options !== 'object' || options === null) {
     // It may be a secret at the wrong place.
     const isSecret = Object.values(rules).some(rule => rule.isSecret)
-    throw new FST_BGT_INVALID_OPTION(`${where} accepts an object of options; received ${refused(options, isSecret)}`)
+    throw new FST_BGT_INVALID_OPTION(`${begin}${where} accepts an object of options; received ${refused(options, isSecret)}`)
   }
   for (const [name, value] of Object.entries(options)) {
     const rule = Object.hasOwn(rules, name) ? rules[name] : undefined
     if (rule === undefined) {
       if (ignored?.has(name) === true) continue
-      throw new FST_BGT_INVALID_OPTION(`${where} has no option "${name}"; it accepts ${Object.keys(rules).join(', ') || 'none'}`)
+      throw new FST_BGT_INVALID_OPTION(`${begin}${where} has no option "${name}"; it accepts ${Object.keys(rules).join(', ') || 'none'}`)
     }
     if (value !== undefined && !rule.holds(value)) {
-      throw new FST_BGT_INVALID_OPTION(`The option "${name}" of ${where} accepts ${rule.accepts}; received ${refused(value, rule.isSecret)}`)
+      throw new FST_BGT_INVALID_OPTION(`${begin}The option "${name}" of ${where} accepts ${rule.accepts}; received ${refused(value, rule.isSecret)}`)
     }
   }
 }

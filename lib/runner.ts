@@ -1,11 +1,12 @@
+import { setMaxListeners } from 'node:events'
 import type { FastifyBaseLogger } from 'fastify'
 import type { BackgroundTask } from './background-task.js'
 import { Ledger, type TaskStats } from './ledger.js'
-import { attempt } from './limits.js'
+import { attempt, promiseOf } from './foreign.js'
 import { OpenLists } from './open-lists.js'
 import type { Jobs } from './jobs.js'
 import type { ResolvedOptions } from './options.js'
-import type { ExchangeOutcome } from './exchange.js'
+import type { ExchangeOutcome } from './exchange/outcome.js'
 import type { Dispatch } from './engines/dispatch.js'
 import type { EngineLink } from './engines/engine-link.js'
 import type { Recorder } from './recorder.js'
@@ -45,7 +46,11 @@ export class Runner {
 
   /** Aborts at the deadline of the drain. */
   get signal (): AbortSignal {
-    this.#controller ??= new AbortController()
+    if (this.#controller === undefined) {
+      this.#controller = new AbortController()
+      // All lists share it: Node 20 warns of the eleventh listener.
+      setMaxListeners(0, this.#controller.signal)
+    }
     return this.#controller.signal
   }
 
@@ -86,14 +91,8 @@ export class Runner {
 
   /** Whether the task's `when` holds for this outcome; if not, it is skipped. */
   holds (list: TaskList, task: BackgroundTask, outcome: ExchangeOutcome | undefined): boolean {
-    try {
-      const reason = this.#runs.reasonToSkip(list, task, outcome)
-      if (reason === undefined) return true
-      this.ledger.skipped(list, task, reason)
-      this.#gone(list, task)
-    } catch (error) {
-      this.notStored(list, task, error)
-    }
+    if (this.#runs.isWanted(list, task, outcome)) return true
+    this.#gone(list, task)
     return false
   }
 
@@ -120,7 +119,7 @@ export class Runner {
     while (this.open.size > 0) await new Promise<void>(resolve => { this.onLeave(resolve) })
   }
 
-  /** Calls back once, when a list has no work any more. */
+  /** Calls back once, when a list has no work any more, or rests. */
   onLeave (notify: () => void): void {
     this.#watchers.push(notify)
   }
@@ -131,28 +130,35 @@ export class Runner {
    */
   abandonAll (): Array<{ list: TaskList, task: BackgroundTask }> {
     this.closed = true
-    this.#controller ??= new AbortController()
-    this.#controller.abort()
-    return [...this.open].flatMap(list => this.#abandon(list).map(task => ({ list, task })))
+    const { reason } = AbortSignal.abort()
+    const lists = [...this.open]
+    const cutOff = lists.flatMap(list => this.#cutOff(list, reason).map(task => ({ list, task })))
+    const cleanups = lists.map(list => ({ list, cleanups: list.takeCleanups() }))
+    for (const list of lists) {
+      if (list.phase === 'waiting') this.#leave(list)
+      else this.#finish(list)
+    }
+    // All is booked: listeners and cleanups may do what they want, and find nothing left to be cancelled.
+    void this.signal
+    this.#controller?.abort(reason)
+    for (const { task } of cutOff) task.abort(reason)
+    // Started, and not waited for.
+    for (const { list, cleanups: left } of cleanups) for (const cleanup of left) this.#runs.cleanUp(list, cleanup)
+    return cutOff
   }
 
-  #abandon (list: TaskList): BackgroundTask[] {
+  #cutOff (list: TaskList, reason: unknown): BackgroundTask[] {
     const left = list.takeAll()
-    this.#runs.cutOff(list, this.signal.reason)
+    this.#runs.cutOff(list, reason)
     for (const task of left) {
       const job = task.options?.job
       if (job?.origin.delivery === undefined) {
         this.ledger.abandoned(list, task)
       } else {
         this.ledger.released(list, task)
-        task.abort()
         job.settle({ kind: 'released' })
       }
     }
-    // Started, and not waited for.
-    for (let cleanup = list.nextCleanup(); cleanup !== undefined; cleanup = list.nextCleanup()) this.#runs.cleanUp(list, cleanup)
-    if (list.phase === 'waiting') this.#leave(list)
-    else this.#finish(list)
     return left
   }
 
@@ -172,15 +178,14 @@ export class Runner {
   }
 
   /** Runs tasks until one has to be waited for, which it returns, or the list has ended, or the turn is up. */
-  #advance (list: TaskList): PromiseLike<unknown> | undefined {
+  #advance (list: TaskList): Promise<unknown> | undefined {
     for (;;) {
       const task = list.next()
-      if (task === undefined) {
-        const wait = this.#cleanUp(list)
+      try {
+        const wait = task === undefined ? this.#cleanUp(list) : this.#runs.run(list, task)
         if (wait !== undefined || list.phase === 'ended') return wait
-      } else {
-        const wait = this.#runs.run(list, task)
-        if (wait !== undefined) return wait
+      } catch (fault) {
+        this.#fault(list, fault)
       }
       if (list.hasWork && this.#turns.isUp()) {
         this.#turns.queue(list)
@@ -190,10 +195,13 @@ export class Runner {
   }
 
   /** Runs a cleanup, or ends the list. */
-  #cleanUp (list: TaskList): PromiseLike<unknown> | undefined {
+  #cleanUp (list: TaskList): Promise<unknown> | undefined {
     if (list.isWaitingForTasks) {
       list.phase = 'ended'
+      this.ledger.names.forget()
       this.#turns.leave(list)
+      // The drain does not wait for what comes after its deadline.
+      this.#notify()
       return undefined
     }
     const cleanup = list.nextCleanup()
@@ -203,25 +211,43 @@ export class Runner {
   }
 
   /** Goes on behind a promise: a task's, or that of an `onError`. */
-  async #follow (list: TaskList, first: PromiseLike<unknown>): Promise<void> {
+  async #follow (list: TaskList, first: Promise<unknown>): Promise<void> {
     const { epoch } = list
-    let wait: PromiseLike<unknown> | undefined = first
+    let wait: Promise<unknown> | undefined = first
     while (wait !== undefined) {
       const task = list.current
+      let hasSettled = false
       try {
         const result = await wait
+        hasSettled = true
         if (list.epoch !== epoch) return this.#runs.late(list, task)
-        if (task !== undefined) this.#runs.succeeded(list, task, result)
         wait = undefined
+        if (task !== undefined) this.#runs.succeeded(list, task, result)
       } catch (error) {
         if (list.epoch !== epoch) return this.#runs.late(list, task)
+        if (hasSettled) this.#fault(list, error)
         // The promise of an `onError` never rejects.
-        wait = this.#runs.failed(list, task as BackgroundTask, error)
+        else wait = this.#failed(list, task as BackgroundTask, error)
       }
       if (wait !== undefined) continue
       if (list.hasWork && this.#turns.isUp()) return this.#turns.queue(list)
       wait = this.#advance(list)
     }
+  }
+
+  #failed (list: TaskList, task: BackgroundTask, error: unknown): Promise<unknown> | undefined {
+    try {
+      return this.#runs.failed(list, task, error)
+    } catch (fault) {
+      this.#fault(list, fault)
+      return undefined
+    }
+  }
+
+  /** A fault in the booking of a task costs no other one, and no other list. */
+  #fault (list: TaskList, err: unknown): void {
+    list.current = undefined
+    attempt(() => { list.log.error({ err }, 'the end of a background task could not be noted') })
   }
 
   /** A task has left a list without having run there. */
@@ -242,6 +268,10 @@ export class Runner {
 
   #leave (list: TaskList): void {
     this.open.delete(list)
+    this.#notify()
+  }
+
+  #notify (): void {
     if (this.#watchers.length === 0) return
     const watchers = this.#watchers
     this.#watchers = []
@@ -251,10 +281,14 @@ export class Runner {
   #waitUntil (list: TaskList, waitUntil: (promise: Promise<void>) => void): void {
     const ended = list.whenEnded()
     if (ended === undefined) return
+    const failed = (err: unknown): void => {
+      attempt(() => { list.log.error({ err }, 'waitUntil failed: the platform may not wait for the background tasks') })
+    }
     try {
-      waitUntil(ended)
+      // An async function fits its type.
+      promiseOf(waitUntil(ended))?.catch(failed)
     } catch (error) {
-      attempt(() => { list.log.error({ err: error }, 'waitUntil failed: the platform may not wait for the background tasks') })
+      failed(error)
     }
   }
 }

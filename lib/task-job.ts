@@ -5,8 +5,9 @@ import type { KnownTask } from './definitions.js'
 import type { Job, JobError, JobRecord, JobState, Json, Verdict } from './engines/engine.js'
 import { FST_BGT_INVALID_PAYLOAD } from './errors.js'
 import type { History } from './history.js'
-import { attempt } from './limits.js'
+import { attempt, isThenable, readOr } from './foreign.js'
 import { resultToJson } from './payload.js'
+import { types } from 'node:util'
 
 const NOTHING = { found: undefined }
 
@@ -37,13 +38,16 @@ export class TaskJob {
   readonly origin: JobOrigin
   /** Starts so far. */
   attempt: number
-  /** `Date.now()` before which it does not start. */
+  /** `performance.now()` before which it does not start: the clock of the machine may be set meanwhile. */
   dueAt: number
   result: Json | undefined
   error: JobError | undefined
   startedAt: number | undefined
   finishedAt: number | undefined
-  readonly #surroundings: JobSurroundings
+  /** `performance.now()` when it ended. */
+  endedAt: number | undefined
+  /** Until the task has ended: a record keeps no logger. */
+  #surroundings: JobSurroundings | undefined
   #input: JobInput
   /** Why the payload was refused: an error of this class may be the handler's own, too. */
   #refusal: unknown
@@ -52,7 +56,7 @@ export class TaskJob {
     this.known = known
     this.origin = origin
     this.attempt = (origin.delivery?.attempt ?? 1) - 1
-    this.dueAt = origin.delivery === undefined ? origin.enqueuedAt + origin.delayMs : 0
+    this.dueAt = origin.delivery === undefined ? performance.now() + origin.delayMs : 0
     this.#input = input
     this.#surroundings = surroundings
   }
@@ -61,16 +65,13 @@ export class TaskJob {
     return this.known.definition.name
   }
 
-  /** With the id of the request that it comes from, under the name that the app's own lines have for it. */
-  get log (): FastifyBaseLogger {
-    const { app, log } = this.#surroundings
-    const { delivery, requestId } = this.origin
-    return delivery === undefined || requestId === undefined ? log : log.child({ [String(app.initialConfig.requestIdLogLabel)]: requestId })
+  get log (): FastifyBaseLogger | undefined {
+    return this.#surroundings === undefined ? undefined : loggerOf(this.#surroundings, this.origin)
   }
 
   /** Milliseconds until it may start. */
   waitMs (): number {
-    return this.dueAt - Date.now()
+    return this.dueAt - performance.now()
   }
 
   started (): void {
@@ -85,22 +86,34 @@ export class TaskJob {
   run (task: BackgroundTask): unknown {
     const { definition } = this.known
     if (this.attempt > definition.retry.attempts) throw new Error('no attempt is left: the process that ran the last one died, or the job was put back by hand')
-    return definition.handler(this.#read() as never, new AttemptContext(this, task, this.#surroundings.app))
+    // One that has not ended has surroundings.
+    return definition.handler(this.#read() as never, new AttemptContext(this, task, this.#surroundings as JobSurroundings))
   }
 
-  /** What becomes of a failed attempt: milliseconds until the next one, or undefined when the job has failed for good. */
-  retryMs (error: unknown): number | undefined {
-    this.error = toJobError(error)
+  /** What becomes of a failed attempt: milliseconds until the next one, or the error with which the job has failed for good. */
+  afterFailure (error: unknown): { readonly delayMs: number } | { readonly error: unknown } {
     const { definition } = this.known
     const { attempts, when } = definition.retry
-    if (this.attempt >= attempts || this.#isRefused(error)) return undefined
+    this.error = toJobError(error)
+    if (this.attempt >= attempts || this.#isRefused(error)) return { error }
     try {
-      if (when !== undefined && !when(error)) return undefined
+      const isWorthIt: unknown = when === undefined || when(error)
+      if (isThenable(isWorthIt)) {
+        const words = new Error(`retry.when of the task "${this.name}" returned a promise: it is asked synchronously`, { cause: error })
+        this.error = toJobError(words)
+        return { error: words }
+      }
+      return isWorthIt ? { delayMs: definition.backoffMs(this.attempt) } : { error }
     } catch {
       // What cannot be decided is not tried again.
-      return undefined
+      return { error }
     }
-    return definition.backoffMs(this.attempt)
+  }
+
+  /** Its `when` has failed: no attempt was made, and none will be. */
+  neverStarted (error: unknown): { readonly error: unknown } {
+    this.error = toJobError(error)
+    return { error }
   }
 
   /** The call of the definition's `onFailed`, if it has one. */
@@ -108,8 +121,13 @@ export class TaskJob {
     const { onFailed, retry } = this.known.definition
     if (onFailed === undefined || this.#isRefused(error)) return undefined
     const input = this.#input
+    // It has not ended yet, and has both.
+    const surroundings = this.#surroundings as JobSurroundings
     const context: FailedTaskContext = {
-      id: this.origin.id, attempts: Math.min(this.attempt, retry.attempts), log: this.log, app: this.#surroundings.app
+      id: this.origin.id,
+      attempts: Math.min(this.attempt, retry.attempts),
+      log: loggerOf(surroundings, this.origin),
+      app: surroundings.app
     }
     return () => onFailed(this.known.read(parse(input)) as never, error, context)
   }
@@ -119,7 +137,7 @@ export class TaskJob {
       this.result = resultToJson(result)
     } catch (err) {
       // The work is done: to do it again would not make its result JSON.
-      attempt(() => { this.log.warn({ err, task: { id: this.origin.id, name: this.name } }, 'the result of a background task is not JSON: it is not kept') })
+      attempt(() => { this.log?.warn({ err, task: { id: this.origin.id, name: this.name } }, 'the result of a background task is not JSON: it is not kept') })
     }
     this.error = undefined
     this.settle({ kind: 'done', result: this.result ?? null })
@@ -133,8 +151,11 @@ export class TaskJob {
   /** The task has ended: its payload is let go. */
   ended (task: BackgroundTask): void {
     this.finishedAt = Date.now()
+    this.endedAt = performance.now()
     this.#input = NOTHING
-    this.#surroundings.history.ended(task)
+    this.#surroundings?.history.ended(task)
+    // The lines about a delivery still need its logger, and no record holds it.
+    if (this.origin.delivery === undefined) this.#surroundings = undefined
   }
 
   /** The job as an engine stores it. */
@@ -169,7 +190,7 @@ export class TaskJob {
   }
 
   #isRefused (error: unknown): boolean {
-    return error instanceof FST_BGT_INVALID_PAYLOAD && error === this.#refusal
+    return error === this.#refusal && error instanceof FST_BGT_INVALID_PAYLOAD
   }
 
   #state (task: BackgroundTask): JobState {
@@ -178,6 +199,12 @@ export class TaskJob {
     if (this.attempt > 0) return 'retrying'
     return this.waitMs() > 0 ? 'delayed' : 'pending'
   }
+}
+
+/** The logger of a job: that of a delivery has the id of the request that it comes from, under the name that the app's own lines have for it. */
+function loggerOf ({ app, log }: JobSurroundings, { delivery, requestId }: JobOrigin): FastifyBaseLogger {
+  if (delivery === undefined || requestId === undefined) return log
+  return readOr(log, () => log.child({ [String(app.initialConfig.requestIdLogLabel)]: requestId }))
 }
 
 const TASK = Symbol('task')
@@ -193,11 +220,11 @@ class AttemptContext implements TaskContext {
   readonly requestId: string | undefined
   readonly [TASK]: BackgroundTask
 
-  constructor (job: TaskJob, task: BackgroundTask, app: FastifyInstance) {
+  constructor (job: TaskJob, task: BackgroundTask, surroundings: JobSurroundings) {
     this.id = job.origin.id
     this.attempt = job.attempt
-    this.log = job.log
-    this.app = app
+    this.log = loggerOf(surroundings, job.origin)
+    this.app = surroundings.app
     this.headers = job.origin.headers
     this.requestId = job.origin.requestId
     this[TASK] = task
@@ -248,9 +275,14 @@ export function jobOf (task: BackgroundTask): TaskJob {
   return task.options?.job as TaskJob
 }
 
-/** Anything can be thrown. */
+/** Anything can be thrown: an error of another realm (as Node's own are in jest), one whose getters throw, no error at all. */
 export function toJobError (error: unknown): JobError {
-  if (!(error instanceof Error)) return { name: 'Error', message: `a ${error === null ? 'null' : typeof error} was thrown` }
-  const { code } = error as { code?: unknown }
-  return { name: error.name, message: error.message, ...typeof code === 'string' && { code } }
+  const isError = readOr(false, () => error instanceof Error || types.isNativeError(error))
+  if (!isError) return { name: 'Error', message: `a ${error === null ? 'null' : typeof error} was thrown` }
+  const read = (key: string): string | undefined => readOr(undefined, () => {
+    const value: unknown = (error as Record<string, unknown>)[key]
+    return typeof value === 'string' ? value : undefined
+  })
+  const code = read('code')
+  return { name: read('name') ?? 'Error', message: read('message') ?? '', ...code !== undefined && { code } }
 }

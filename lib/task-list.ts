@@ -1,12 +1,18 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
 import { TaskDefinition, type AnyTaskDefinition } from './define-task.js'
-import { BackgroundTask, invalidTask, type TaskFunction, type TaskOwner } from './background-task.js'
+import { BackgroundTask, invalidTask, type TaskOwner } from './background-task.js'
 import type { TaskRunMessage } from './diagnostics.js'
-import type { Exchange } from './exchange.js'
+import type { Exchange } from './exchange/exchange.js'
+import type { ExchangeOutcome } from './exchange/outcome.js'
+import { isGeneratorFunction, isInstance, readOr } from './foreign.js'
+import { forFailure, toTask } from './intake.js'
 import type { JobOptions } from './jobs.js'
 import type { TaskOptions } from './options.js'
 import type { Runner } from './runner.js'
 import { jobOf, type TaskJob } from './task-job.js'
+import { Timer } from './timers.js'
+import { Queue } from './queue.js'
 
 /**
  * - `waiting`: its exchange has not ended
@@ -16,8 +22,10 @@ import { jobOf, type TaskJob } from './task-job.js'
  */
 export type ListPhase = 'waiting' | 'queued' | 'running' | 'ended'
 
-/** Places of tasks that were taken: so many are not worth a new array. */
+/** Slots of tasks that were taken: so many are not worth a new array. */
 const SHORT = 16
+/** The list whose cleanup calls, after the drain: one that adds itself again would never end, and no deadline follows. */
+export const insideCleanup = new AsyncLocalStorage<TaskList>()
 
 /** No list has an array of its own for what few have. */
 const NONE: never[] = []
@@ -37,6 +45,8 @@ export class TaskList implements TaskOwner {
   cleaning = false
   /** What is published of it when it has ended, if it is traced and waited for. */
   trace: TaskRunMessage | undefined
+  /** The watch over what is waited for, if that has a limit. */
+  limit: { clear: () => void } | undefined
   /** Whether a failure has stopped the list (`stopOnError`). */
   stopped = false
   /** Whether it has one of the seats that `concurrency` limits. */
@@ -50,9 +60,11 @@ export class TaskList implements TaskOwner {
   #tasks: Array<BackgroundTask | undefined> = []
   #head = 0
   /** Tasks that wait for their time. */
-  #timers: Map<BackgroundTask, NodeJS.Timeout> | undefined
+  #timers: Map<BackgroundTask, Timer> | undefined
   /** Tasks that wait for an engine to store them. */
-  #unstored: BackgroundTask[] = NONE
+  #unstored: Queue<BackgroundTask> | undefined
+  /** Tasks of definitions that were abandoned before the reply: it must not promise them. */
+  #broken: Array<TaskOptions['when']> | undefined
   #cleanups: BackgroundTask[] | undefined
   #ended: (() => void) | undefined
   /** Of a list that has no request, but one task: it may have had one. */
@@ -74,10 +86,10 @@ export class TaskList implements TaskOwner {
 
   add (fn: unknown, args: unknown[], options: TaskOptions | undefined): BackgroundTask {
     // A function, the usual one, does not pay for the look at its prototypes.
-    if (typeof fn !== 'function' && fn instanceof TaskDefinition) return this.addJob(fn as AnyTaskDefinition, args[0], args[1] as JobOptions | undefined, options)
+    if (typeof fn !== 'function' && isInstance(fn, TaskDefinition)) return this.addJob(fn as AnyTaskDefinition, args[0], args[1] as JobOptions | undefined, options)
     const task = toTask('addTask', fn, args)
     if (!this.runner.closed) this.runner.ledger.admit()
-    task.join(this, options)
+    task.join(this, this.exchange !== undefined && this.exchange.isHandlingFailure ? forFailure(options) : options)
     if (task === fn) task.recontext()
     if (this.runner.closed) {
       this.runner.ledger.refused(this, task)
@@ -92,17 +104,18 @@ export class TaskList implements TaskOwner {
   addJob (definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: TaskOptions | undefined): BackgroundTask {
     const { runner } = this
     if (!runner.closed) runner.ledger.admit()
-    const task = runner.jobs.make(definition, payload, jobOptions, options, this.request)
+    const task = runner.jobs.make(definition, payload, jobOptions, this.exchange?.isHandlingFailure === true ? forFailure(options) : options, this.request)
     task.join(this, undefined)
     if (runner.closed) {
+      this.#break(task)
       runner.ledger.refused(this, task)
     } else if (runner.dispatch === undefined) {
       runner.jobs.history.add(task)
       this.#tasks.push(task)
       runner.added(this, task)
     } else {
-      if (this.#unstored === NONE) this.#unstored = [task]
-      else this.#unstored.push(task)
+      this.#unstored ??= new Queue()
+      this.#unstored.push(task)
       runner.added(this, task)
       runner.dispatch.added(this, task)
     }
@@ -127,7 +140,7 @@ export class TaskList implements TaskOwner {
       return
     }
     this.#timers ??= new Map()
-    this.#timers.set(task, setTimeout(() => { this.comeBack(task) }, ms))
+    this.#timers.set(task, new Timer(() => { this.comeBack(task) }, ms))
   }
 
   /** A task that was away runs now, behind what is there. */
@@ -141,30 +154,35 @@ export class TaskList implements TaskOwner {
   forget (task: BackgroundTask): void {
     const timer = this.#timers?.get(task)
     if (timer !== undefined) {
-      clearTimeout(timer)
+      timer.clear()
       this.#timers?.delete(task)
       return
     }
-    const place = this.#unstored.indexOf(task)
-    if (place !== -1) this.#unstored.splice(place, 1)
+    this.#unstored?.remove(task)
   }
 
   /** Whether tasks are away: the list has not ended. */
   get isWaitingForTasks (): boolean {
-    return this.#unstored.length > 0 || (this.#timers !== undefined && this.#timers.size > 0)
+    return this.#isStoring || (this.#timers?.size ?? 0) > 0
   }
 
-  /** `Date.now()` until when nothing happens here, if all that is left are tasks that wait for their time. */
+  /** `performance.now()` until when nothing happens here, if all that is left are tasks that wait for their time. */
   get restsUntil (): number | undefined {
-    if (this.phase !== 'ended' || this.#unstored.length > 0 || this.#timers === undefined) return undefined
+    if (this.phase !== 'ended' || this.#isStoring || this.#timers === undefined) return undefined
+    let first = Infinity
     // Only tasks of definitions wait for their time.
-    return Math.min(...Array.from(this.#timers.keys(), task => jobOf(task).dueAt))
+    for (const task of this.#timers.keys()) first = Math.min(first, jobOf(task).dueAt)
+    return first
   }
 
   addCleanup (fn: unknown, args: unknown[]): void {
-    if (typeof fn !== 'function') throw invalidTask('addCleanup', fn)
+    if (typeof fn !== 'function' || isGeneratorFunction(fn)) throw invalidTask('addCleanup', fn)
     const cleanup = new BackgroundTask(fn as (...args: unknown[]) => unknown, ...args)
     cleanup.join(this, undefined)
+    if (this.runner.closed && insideCleanup.getStore() === this) {
+      this.runner.ledger.cleanupRefused(this, cleanup)
+      return
+    }
     this.#cleanups ??= []
     this.#cleanups.push(cleanup)
     this.runner.wake(this)
@@ -175,13 +193,21 @@ export class TaskList implements TaskOwner {
     while (this.#head < this.#tasks.length) {
       const task = this.#tasks[this.#head] as BackgroundTask
       this.#tasks[this.#head++] = undefined
+      // Half of it at a time, so that a list that is never empty does not grow.
+      if (this.#head > SHORT && 2 * this.#head >= this.#tasks.length) {
+        this.#tasks = this.#tasks.slice(this.#head)
+        this.#head = 0
+      }
       if (task.state === 'pending') return task
     }
-    if (this.#head > SHORT) {
-      this.#tasks = []
-      this.#head = 0
-    }
     return undefined
+  }
+
+  /** Takes all cleanups, the one added last first. */
+  takeCleanups (): BackgroundTask[] {
+    const cleanups = this.#cleanups?.reverse() ?? []
+    this.#cleanups = undefined
+    return cleanups
   }
 
   /** Takes the cleanup added last. */
@@ -193,34 +219,67 @@ export class TaskList implements TaskOwner {
 
   /** The tasks that have not finished, the running one first. */
   tasks (): BackgroundTask[] {
-    // Behind the head no place is empty.
-    const queued = this.#tasks.slice(this.#head) as BackgroundTask[]
     const running = this.current !== undefined && !this.cleaning ? [this.current] : []
-    return [...running, ...[...queued, ...this.#unstored, ...this.#timers?.keys() ?? []].filter(task => task.state === 'pending')]
+    return [...running, ...this.#pending()]
   }
 
   /** Takes all tasks that have not finished. Whoever awaits the running one leaves the list alone from now on. */
   takeAll (): BackgroundTask[] {
     const tasks = this.tasks()
+    if (this.phase === 'waiting') for (const task of tasks) if (task.options?.job !== undefined) this.#break(task)
     this.epoch++
     this.current = undefined
+    this.limit?.clear()
+    this.limit = undefined
     this.#tasks = []
     this.#head = 0
     this.toStore = undefined
-    this.#unstored = NONE
-    for (const timer of this.#timers?.values() ?? []) clearTimeout(timer)
+    this.#unstored = undefined
+    for (const timer of this.#timers?.values() ?? []) timer.clear()
     this.#timers = undefined
     return tasks
   }
 
   /** When the task that has waited longest was added. */
   oldestAddedAt (): number | undefined {
-    for (let i = this.#head; i < this.#tasks.length; i++) {
-      const task = this.#tasks[i] as BackgroundTask
-      if (task.state === 'pending') return task.addedAt
+    let oldest: number | undefined
+    const look = (task: BackgroundTask | undefined): boolean => {
+      if (task?.state !== 'pending') return false
+      oldest = Math.min(oldest ?? Infinity, task.addedAt)
+      return true
     }
-    const away = [...this.#unstored, ...this.#timers?.keys() ?? NONE]
-    return away[0]?.addedAt
+    // Of those that come back some are older than what stands in front of them.
+    for (const task of this.#timers?.keys() ?? NONE) look(task)
+    for (const task of this.#unstored ?? NONE) if (look(task)) break
+    for (let i = this.#head; i < this.#tasks.length; i++) if (look(this.#tasks[i])) break
+    return oldest
+  }
+
+  /** Whether the reply promises something that is to be stored, or cannot be any more. */
+  get hasPromises (): boolean {
+    return (this.toStore?.length ?? 0) > 0 || this.#broken !== undefined
+  }
+
+  /** Whether the reply would promise a task that was abandoned. */
+  takeBroken (outcome: ExchangeOutcome): boolean {
+    const broken = this.#broken ?? NONE
+    this.#broken = undefined
+    return !outcome.failed && broken.some(when => when !== 'error' && (typeof when !== 'function' || readOr(true, () => when(outcome))))
+  }
+
+  get #isStoring (): boolean {
+    return (this.#unstored?.length ?? 0) > 0
+  }
+
+  #break (task: BackgroundTask): void {
+    (this.#broken ??= []).push(task.options?.when ?? this.runner.options.when)
+  }
+
+  * #pending (): Iterable<BackgroundTask> {
+    // After the head no slot is empty.
+    for (const tasks of [this.#tasks.slice(this.#head) as BackgroundTask[], this.#unstored ?? NONE, this.#timers?.keys() ?? NONE]) {
+      for (const task of tasks) if (task.state === 'pending') yield task
+    }
   }
 
   taskCancelled (task: BackgroundTask): void {
@@ -238,10 +297,4 @@ export class TaskList implements TaskOwner {
     this.#ended?.()
     this.#ended = undefined
   }
-}
-
-function toTask (where: string, fn: unknown, args: unknown[]): BackgroundTask {
-  if (typeof fn === 'function') return BackgroundTask.of(fn as TaskFunction, args)
-  if (fn instanceof BackgroundTask && args.length === 0) return fn
-  throw invalidTask(where, fn, true)
 }

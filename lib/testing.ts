@@ -154,7 +154,8 @@ class Recording implements TaskRecorder, Recorder {
       throw new FST_BGT_INVALID_OPTION('run of recordTasks: the app has no background tasks; register the plugin in it, and await app.ready()')
     }
     const runners = [...this.#runners.keys()]
-    for (const { ledger } of runners) ledger.takeFailures()
+    for (const { ledger } of runners) ledger.failures.take()
+    const releases = runners.map(({ ledger }) => ledger.failures.hold())
     for (;;) {
       const [list] = this.#kept
       const runner = list?.runner ?? runners.find(runner => runner.open.size > 0)
@@ -162,7 +163,8 @@ class Recording implements TaskRecorder, Recorder {
       if (list === undefined) await new Promise<void>(resolve => { runner.onLeave(resolve) })
       else await this.#runList(list)
     }
-    const [failure] = runners.flatMap(({ ledger }) => ledger.takeFailures()).map(error => ({ error }))
+    for (const release of releases) release()
+    const [failure] = runners.flatMap(({ ledger }) => ledger.failures.take()).map(error => ({ error }))
     if (failure !== undefined) throw failure.error
   }
 

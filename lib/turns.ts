@@ -1,4 +1,5 @@
 import { AsyncResource } from 'node:async_hooks'
+import { Queue } from './queue.js'
 import type { TaskList } from './task-list.js'
 
 /** Tests put clocks of their own in the place of timers: tasks go on all the same. */
@@ -19,7 +20,8 @@ export class Turns {
   // A turn serves many requests: the stores of the one that asked for it have no place there, nor would they ever be let go.
   readonly #context = new AsyncResource('BackgroundTasksTurn')
   #seats: number
-  readonly #seatless: TaskList[] = []
+  /** Lists that wait for a seat. */
+  readonly #seatless = new Queue<TaskList>()
   #ready: TaskList[] = []
   #scheduled = false
   #endsAt = 0
@@ -64,6 +66,7 @@ export class Turns {
     if (!list.seated) return
     list.seated = false
     this.#seats++
+    // One may have been abandoned meanwhile.
     let next = this.#seatless.shift()
     while (next !== undefined && next.phase !== 'queued') next = this.#seatless.shift()
     if (next !== undefined) this.queue(next)

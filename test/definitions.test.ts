@@ -459,5 +459,5 @@ t.test('the drain waits for retries and delays whose time comes before its deadl
   await app.close()
   t.ok(Date.now() - startedAt < 5_000)
   t.strictSame(ran, ['retried', 'soon', 'retried'])
-  t.match(logs.at(-1), { level: 50, msg: 'background tasks abandoned, for their time comes after closeTimeout: task', tasks: [{ name: 'task' }] })
+  t.match(logs.at(-1), { level: 50, msg: 'background tasks abandoned, because their time comes after closeTimeout: task', tasks: [{ name: 'task' }] })
 })

@@ -500,9 +500,9 @@ t.test('a delivery that waits for its turn goes back at the deadline, too', asyn
   t.match(app.backgroundTasks.stats, { running: 1, pending: 1 })
   await app.close()
   t.match(await Promise.all(verdicts), [{ kind: 'released' }, { kind: 'released' }])
-  t.match(logs.filter(({ msg }) => msg.includes('given back')), [{
+  t.match(logs.filter(({ msg }) => msg.includes('returned to their engine')), [{
     level: 30,
-    msg: /^background tasks given back to their engine, for .*: hang, hang$/,
+    msg: /^background tasks returned to their engine, because .*: hang, hang$/,
     tasks: [{ id: '1', name: 'hang', attempt: 1 }, { id: '2', requestId: 'r' }]
   }], 'in one line')
   t.notMatch(logs, [{ msg: /abandoned/ }])

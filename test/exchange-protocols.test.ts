@@ -9,6 +9,7 @@ import { pipeline } from 'node:stream/promises'
 import { setImmediate } from 'node:timers/promises'
 import type { FastifyInstance, FastifyReply, FastifyRequest, onSendHookHandler, RouteShorthandOptions } from 'fastify'
 import t, { type Test } from 'tap'
+import { beforeFastify } from './support/fastify-version.js'
 import {
   ABORTED, build, COMPLETE, FAILED, FAILURE, gone, transports, turn, Witness, type Transport
 } from './support/sockets.js'
@@ -174,6 +175,8 @@ interface Response extends RouteShorthandOptions {
   readonly outcome: object
   /** Whether the client hangs up when it has the head. */
   readonly hangUp?: boolean
+  /** Why the Fastify of this run cannot do it. */
+  readonly skip?: string | false
 }
 
 /** What else a response can be. */
@@ -255,6 +258,7 @@ const responses: Record<string, Response> = {
   'a pipeline whose reader hangs up': {
     outcome: { ...ABORTED, statusCode: 500 },
     hangUp: true,
+    skip: beforeFastify('5.12.8', 'there an error after the head of the response is an unhandled rejection, without any plugin as well'),
     async handler (_request, reply) {
       const stream = new PassThrough()
       stream.write('first')
@@ -393,10 +397,14 @@ for (const [protocol, transport] of Object.entries<Transport>(transports)) {
     const app = await build(t, transport.server)
     const witness = new Witness()
     app.addHook('onRequest', async request => { witness.add(request, 'task') })
-    for (const [name, { handler, outcome, hangUp, ...options }] of Object.entries(responses)) {
+    for (const [name, { handler, outcome, hangUp, skip, ...options }] of Object.entries(responses)) {
       app.get(pathOf(name), { ...options, handler })
     }
-    for (const [name, { outcome, hangUp }] of Object.entries(responses)) {
+    for (const [name, { outcome, hangUp, skip = false }] of Object.entries(responses)) {
+      if (skip !== false) {
+        t.pass(name, { skip })
+        continue
+      }
       const client = await transport.connect(t, app)
       const { answer, hangUp: goAway } = client.send(pathOf(name))
       if (hangUp === true) {

@@ -294,7 +294,7 @@ t.test('the deadline keeps no process alive: one in which nothing happens any mo
   child.kill('SIGTERM')
   const [code] = await exited as [number | null]
   t.equal(code, 0)
-  t.equal(lines.filter(line => line.includes('background tasks abandoned, for nothing in the process can settle them any more: never')).length, 1)
+  t.equal(lines.filter(line => line.includes('background tasks abandoned, because nothing in the process can settle them any more (a task that awaits app.close() or idle() waits for itself): never')).length, 1)
   t.ok(lines.includes('unsettled ran'))
   t.ok(lines.includes('database closed'))
 })

@@ -1,3 +1,5 @@
+import { Timer } from '../timers.js'
+
 /** Something that may take so long: whoever does it looks whether it is still wanted. */
 export interface Deadline {
   /** Whether it was done, or given up. */
@@ -17,7 +19,7 @@ export class Deadlines {
   readonly #ms: number
   readonly #late: () => Error
   readonly #waiting: Deadline[] = []
-  #timer: NodeJS.Timeout | undefined
+  #timer: Timer | undefined
 
   /** @param late what is said when the time is up */
   constructor (ms: number, late: () => Error) {
@@ -29,7 +31,7 @@ export class Deadlines {
   set (reject: (error: unknown) => void): Deadline {
     const deadline: Deadline = { isOver: false, dueAt: performance.now() + this.#ms, reject, place: this.#waiting.length }
     this.#waiting.push(deadline)
-    this.#timer ??= setTimeout(() => { this.#look() }, this.#ms)
+    this.#timer ??= new Timer(() => { this.#look() }, this.#ms)
     return deadline
   }
 
@@ -46,7 +48,7 @@ export class Deadlines {
 
   /** All are up now, and nothing keeps the process alive any more. */
   expireAll (): void {
-    clearTimeout(this.#timer)
+    this.#timer?.clear()
     this.#timer = undefined
     this.#expire(this.#waiting.slice())
   }
@@ -55,8 +57,9 @@ export class Deadlines {
     const now = performance.now()
     // Timers can fire a little early.
     this.#expire(this.#waiting.filter(({ dueAt }) => dueAt <= now + 1))
-    const next = Math.min(...this.#waiting.map(({ dueAt }) => dueAt))
-    this.#timer = next === Infinity ? undefined : setTimeout(() => { this.#look() }, next - now)
+    let next = Infinity
+    for (const { dueAt } of this.#waiting) next = Math.min(next, dueAt)
+    this.#timer = next === Infinity ? undefined : new Timer(() => { this.#look() }, next - now)
   }
 
   #expire (deadlines: readonly Deadline[]): void {

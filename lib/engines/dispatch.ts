@@ -1,6 +1,6 @@
-import { attempt } from '../limits.js'
+import { attempt } from '../foreign.js'
 import type { BackgroundTask } from '../background-task.js'
-import type { ExchangeOutcome } from '../exchange.js'
+import type { ExchangeOutcome } from '../exchange/outcome.js'
 import { bindingsOf } from '../ledger.js'
 import type { Runner } from '../runner.js'
 import { jobOf } from '../task-job.js'
@@ -23,7 +23,7 @@ export class Dispatch {
   added (list: TaskList, task: BackgroundTask): void {
     if (list.toStore !== undefined) list.toStore.push(task)
     // The failure is logged with the task.
-    else this.#store(list, [task], list.exchange?.outcome ?? list.exchange?.soFar()).catch(() => {})
+    else this.#store(list, [task], list.exchange?.outcome ?? list.exchange?.currentOutcome()).catch(() => {})
   }
 
   /**

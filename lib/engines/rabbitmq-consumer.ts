@@ -1,7 +1,7 @@
 /** The consuming side of the RabbitMQ engine: one consumer per definition. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Channel, ChannelModel, ConsumeMessage } from 'amqplib'
-import { attempt } from '../limits.js'
+import { attempt } from '../foreign.js'
 import { cork } from './cork.js'
 import type { Delivery, TaskSpec, Verdict } from './engine.js'
 import { plain, quietly, socketOf } from './rabbitmq-connection.js'

@@ -12,11 +12,6 @@ declare module '@vercel/functions' {
   export function waitUntil (promise: Promise<unknown>): void
 }
 
-declare module '@fastify/aws-lambda' {
-  import type { FastifyInstance } from 'fastify'
-  export default function awsLambdaFastify (app: FastifyInstance): (event: unknown, context: unknown) => Promise<unknown>
-}
-
 declare module '@sentry/node' {
   export function captureException (error: unknown, hint?: { tags?: Record<string, string>, extra?: Record<string, unknown> }): string
 }

@@ -1,0 +1,294 @@
+/**
+ * One HTTP request and its response, from the first task to its one end. An exchange has ended when it is settled (the handler's side is
+ * done) and over (the socket's side is done), whichever comes last. What tells:
+ * - settled: the last `onSend` hook, whichever way the reply took there; an error in an `onSend` hook; a raw response that somebody has
+ *   ended, or a hijacked reply; and the handler's promise, for one that ends with `undefined` after an abort, when Fastify sends nothing.
+ * - over: `close` of the raw response. It follows the last byte handed to the socket, an abort, a reset and a timeout, and no other plugin
+ *   can skip it. Where it does not come, its stand-ins do: see `#watchResponse`.
+ * - failed: the `onError` hook.
+ *
+ * A miss costs time and no task: an aborted exchange of which nothing more is heard ends after {@link SILENCE_MS}.
+ */
+import { types } from 'node:util'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { isNativePromise } from '../foreign.js'
+import { hasHeaders, hasNoTurnYet, isComplete, isGone, socketOf, statusOf, type RawResponse } from './connection.js'
+import { watchBody } from './lost-body.js'
+import type { ExchangeOutcome } from './outcome.js'
+import {
+  failureOf, hasFailed, isAfterAbort, isHandled, isHandlingFailure, isSending, isSettled, kExchange, letReturnedGo, noteFailure, noteReturned,
+  noteSending, returnedBy, type WatchedReply
+} from './replies.js'
+import { onUpgradeAnswer } from './upgrade.js'
+import { joinSocket, leaveSocket } from './waiting-turn.js'
+import { watchResponse } from './watched-response.js'
+
+/** Who is told that an exchange has ended: the task list of its request. */
+export interface ExchangeListener {
+  /** Its exchange, before that can end. */
+  exchangeOpened: (exchange: Exchange) => void
+  exchangeEnded: () => void
+  /** The reply will not pass `onSend`. */
+  replyHijacked: () => void
+  /**
+   * The reply is about to go out: what it promises is stored first, if there is anything.
+   * @throws what is to be sent in its place
+   */
+  storeBeforeReply: () => Promise<void> | undefined
+}
+
+/**
+ * Milliseconds after an abort, or after the handler's own end, for which a sign is waited for: a callback handler that never calls back, a
+ * proxy that drops its answer, a middleware that never goes on.
+ */
+const SILENCE_MS = 10_000
+
+/**
+ * Milliseconds between two looks at what tells by no event: a raw response that is ended after its connection was lost, and an HTTP/2 stream
+ * that its client has closed while data waits to be read (Node 20, 22, 24).
+ */
+const CHECK_MS = 1_000
+
+// Tests put clocks of their own in the place of timers: exchanges end all the same.
+const { setTimeout, clearTimeout } = globalThis
+
+export class Exchange {
+  /** Undefined until the exchange has ended. */
+  outcome: ExchangeOutcome | undefined
+  readonly request: FastifyRequest
+  readonly listener: ExchangeListener
+  /** The reply, once a hook has shown it. */
+  reply: WatchedReply | undefined
+  /** Fastify may have made several requests of one raw response (`app.routing`): the one before. */
+  before: Exchange | undefined
+  /** `hijack` of the reply, as it was found. */
+  hijack: FastifyReply['hijack'] | undefined
+  readonly #hasLastHook: (request: FastifyRequest, reply: WatchedReply) => boolean
+  #isOver = false
+  #isSettled = false
+  /** Whether the reply is in its `onSend` hooks, or has passed them; not while a failure of one is handled. */
+  #isSending = false
+  #hasSendFailed = false
+  /** Whether the handler's promise is waited for. */
+  #isFollowing = false
+  #aborted = false
+  /** What a hijacked upgrade was answered with. */
+  #upgradeStatus: number | undefined
+  #timer: NodeJS.Timeout | undefined
+
+  /** @param hasLastHook whether the request's route has the hook that comes behind all others */
+  constructor (request: FastifyRequest, listener: ExchangeListener, hasLastHook: (request: FastifyRequest, reply: WatchedReply) => boolean) {
+    this.request = request
+    this.listener = listener
+    this.#hasLastHook = hasLastHook
+  }
+
+  /** The reply is known: its raw response tells when the exchange is over. */
+  attachReply (reply: WatchedReply): void {
+    if (this.reply !== undefined) return
+    this.reply = reply
+    reply[kExchange] = this
+    this.#isSettled = isSettled(reply)
+    this.#isSending = isSending(reply)
+    this.#watchResponse(reply.raw)
+  }
+
+  /**
+   * The raw request is closed, and no hook of ours has shown the reply: a middleware of a plugin registered before this one has answered,
+   * or the client has left.
+   */
+  requestClosed (): void {
+    if (this.reply !== undefined) return
+    const isAnswered = socketOf(this.request)?.destroyed !== true
+    this.#isSettled ||= isAnswered
+    this.closed(isAnswered)
+  }
+
+  /** The socket's side is done. */
+  closed (complete: boolean): void {
+    if (this.#isOver) return
+    this.#isOver = true
+    this.#aborted = !complete || (this.reply !== undefined && isAfterAbort(this.reply))
+    this.#stopTimer()
+    leaveSocket(socketOf(this.request), this)
+    this.#advance()
+  }
+
+  /** The reply has entered the `onSend` hooks. */
+  sending (reply: WatchedReply): void {
+    noteSending(reply)
+    this.#isSending = true
+    this.#isSettled ||= this.#hasSendFailed
+    if (this.#isOver) this.#advance()
+  }
+
+  /** The handler's side is done. */
+  settle (): void {
+    this.#isSettled = true
+    this.#advance()
+  }
+
+  /** An error was thrown or sent. */
+  fail (reply: WatchedReply, error: unknown): void {
+    const isFirst = !hasFailed(reply)
+    noteFailure(reply, error)
+    const wasSending = this.#isSending
+    this.#isSending = false
+    // It was an `onSend` hook's, or that of what was sent. The error's own reply may fail there again, and reach no last hook, or no hook at all.
+    if (!wasSending) return
+    this.#hasSendFailed = true
+    if (!isFirst) this.settle()
+  }
+
+  /** Whether a failure is being handled: from `onError` until the error handler's reply enters `onSend`. */
+  get isHandlingFailure (): boolean {
+    return this.reply !== undefined && isHandlingFailure(this.reply)
+  }
+
+  /** The handler has returned. */
+  returned (reply: WatchedReply, value: unknown): void {
+    noteReturned(reply, value)
+    this.#advance()
+  }
+
+  /** Nobody will answer: the reply is somebody else's now. */
+  hijacked (): void {
+    this.#isSettled = true
+    this.listener.replyHijacked()
+    this.#advance()
+  }
+
+  /** An upgrade is answered on the bare socket. */
+  watchUpgrade (): void {
+    const socket = this.reply?.raw.socket ?? socketOf(this.request)
+    if (socket == null) return
+    onUpgradeAnswer(socket, status => {
+      this.#upgradeStatus = status
+      this.#isSettled ||= status === 101
+      this.closed(true)
+    })
+  }
+
+  /** Ends an exchange that was never seen to settle, or to be over. */
+  force (): void {
+    this.#aborted ||= !this.#isOver
+    this.#isOver = true
+    this.#isSettled = true
+    this.#advance()
+  }
+
+  /** What the outcome would be, if the exchange ended now. */
+  currentOutcome (): ExchangeOutcome {
+    const { reply } = this
+    const statusCode = this.#upgradeStatus ?? (reply === undefined ? 200 : statusOf(reply.raw))
+    const aborted = this.#aborted
+    if (reply === undefined || !hasFailed(reply)) return { statusCode, failed: false, aborted }
+    return { statusCode, failed: true, error: failureOf(reply), aborted }
+  }
+
+  /** The promise that the handler has returned, if it is one that can be asked. */
+  get handling (): Promise<unknown> | undefined {
+    const returned = this.reply === undefined ? undefined : returnedBy(this.reply)
+    return isNativePromise(returned) ? returned : undefined
+  }
+
+  #advance (): void {
+    if (!this.#isOver || this.outcome !== undefined) return
+    if (this.#hasSettled) this.#end()
+    else this.#awaitHandler()
+  }
+
+  get #hasSettled (): boolean {
+    return this.#isSettled || this.reply?.sent === true || this.#isAnsweredByHand || this.#hasPassedOnSend
+  }
+
+  /** Somebody has written to the raw response, as an SSE handler or a middleware does, and no promise tells when they are done. */
+  get #isAnsweredByHand (): boolean {
+    const { reply } = this
+    return reply !== undefined && !this.#isAnswering && returnedBy(reply) === undefined && hasHeaders(reply.raw)
+  }
+
+  /** Fastify has the answer, or an error handler makes it: `onSend` tells when that has settled. */
+  get #isAnswering (): boolean {
+    return this.#isSending || this.isHandlingFailure
+  }
+
+  /** A route without the last hook (not-found handlers, routes declared before this plugin): its own hooks behind ours are not seen. */
+  get #hasPassedOnSend (): boolean {
+    return this.#isSending && this.reply !== undefined && !this.#hasLastHook(this.request, this.reply)
+  }
+
+  #stopTimer (): void {
+    clearTimeout(this.#timer)
+    this.#timer = undefined
+  }
+
+  #end (): void {
+    this.#stopTimer()
+    this.outcome = this.currentOutcome()
+    // Nothing that the handler returned is held for the tasks.
+    if (this.reply !== undefined) letReturnedGo(this.reply)
+    this.listener.exchangeEnded()
+  }
+
+  /** The response is over, and the handler has given no sign yet. */
+  #awaitHandler (): void {
+    if (this.#isFollowing) return
+    const { reply } = this
+    // A returned reply waits for the response, which is over.
+    if (reply !== undefined && returnedBy(reply) === reply && !this.#isAnswering) {
+      this.settle()
+      return
+    }
+    const { handling } = this
+    if (handling === undefined || !types.isPromise(handling)) {
+      this.#startSilence()
+      if (reply === undefined || !isHandled(reply)) watchBody(this)
+      return
+    }
+    this.#isFollowing = true
+    const ended = (): void => {
+      this.#isFollowing = false
+      this.#startSilence()
+    }
+    handling.then(value => {
+      if ((value === undefined || value === reply) && !this.#isAnswering) this.settle()
+      // Anything else reaches `onSend`, unless somebody swallows it. So does a rejection.
+      else ended()
+    }, ended)
+    this.#stopTimer()
+  }
+
+  /** Nothing that happens from now on may tell; but somebody may end the raw response, which is seen then. */
+  #startSilence (leftMs = SILENCE_MS): void {
+    if (this.outcome !== undefined) return
+    this.#timer ??= setTimeout(() => {
+      this.#timer = undefined
+      const left = leftMs - CHECK_MS
+      if (left <= 0 || this.#hasSettled) this.settle()
+      else this.#startSilence(left)
+    }, CHECK_MS)
+  }
+
+  /** A body that will never come keeps Fastify from calling the handler. */
+  bodyLost (): void {
+    if (this.reply === undefined || (!isHandled(this.reply) && !this.#isAnswering)) this.settle()
+  }
+
+  #watchResponse (raw: RawResponse): void {
+    if (isGone(raw, this.request)) {
+      this.closed(isComplete(raw, this.request))
+      return
+    }
+    watchResponse(raw, this)
+    if (hasNoTurnYet(raw)) joinSocket(socketOf(this.request), this)
+    if (raw.stream !== undefined) this.#checkStream(raw, raw.stream)
+  }
+
+  #checkStream (raw: RawResponse, stream: NonNullable<RawResponse['stream']>): void {
+    this.#timer = setTimeout(() => {
+      if (stream.closed) this.closed(isComplete(raw, this.request))
+      else this.#checkStream(raw, stream)
+    }, CHECK_MS).unref()
+  }
+}

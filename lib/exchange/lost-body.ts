@@ -1,0 +1,28 @@
+import type { Exchange } from './exchange.js'
+
+/**
+ * A body that an abort cuts off before Fastify reads it neither ends nor fails, so that neither the handler nor `onSend` is ever called
+ * (`rawBody` in Fastify's content-type-parser.js): that wait begins with `resume`.
+ */
+export function watchBody (exchange: Exchange): void {
+  const { raw } = exchange.request
+  let isWatched = false
+  const watchResume = (): void => {
+    if (isWatched || raw.readableEnded || exchange.outcome !== undefined) return
+    isWatched = true
+    const { resume } = raw
+    raw.resume = () => {
+      raw.resume = resume
+      exchange.bodyLost()
+      return raw.resume()
+    }
+  }
+  if (raw.closed) {
+    watchResume()
+    return
+  }
+  // Node itself resumes an HTTP/2 request whose response closes first. One that is closing now emits no second `close`.
+  // A stand-in for a request has no events.
+  raw.once?.('close', watchResume)
+  setImmediate(watchResume)
+}

@@ -1,0 +1,101 @@
+/** What is kept on a reply, for an exchange that may be opened later. */
+import type { FastifyReply } from 'fastify'
+import { isGone } from './connection.js'
+import type { Exchange } from './exchange.js'
+
+/** On a reply, and on a raw response: its exchange. */
+export const kExchange = Symbol('fastify-background-tasks.exchange')
+const kReturned = Symbol('fastify-background-tasks.returned')
+const kSending = Symbol('fastify-background-tasks.sending')
+const kSettled = Symbol('fastify-background-tasks.settled')
+const kFailure = Symbol('fastify-background-tasks.failure')
+const kHandlingFailure = Symbol('fastify-background-tasks.handling-failure')
+
+/** In a plugin registered before this one the decoration of its replies can be absent. */
+export interface WatchedReply extends FastifyReply {
+  [kExchange]?: Exchange | null
+  /** What the handler returned, or where it is; absent until it is called. */
+  [kReturned]?: unknown
+  /** The reply has entered, and has passed, the `onSend` hooks: at which time, as seen from the client. */
+  [kSending]?: Moment
+  [kSettled]?: Moment
+  [kFailure]?: unknown
+  [kHandlingFailure]?: boolean
+}
+
+const CLIENT_THERE = 1
+const CLIENT_GONE = 2
+type Moment = typeof CLIENT_THERE | typeof CLIENT_GONE
+
+const STILL_RUNS = Symbol('fastify-background-tasks.still-runs')
+const NOTHING = Symbol('fastify-background-tasks.nothing')
+// `undefined` can be thrown too, and is not to be mistaken for no failure.
+const THREW_UNDEFINED = Symbol('fastify-background-tasks.threw-undefined')
+
+const momentOf = (reply: WatchedReply): Moment => isGone(reply.raw, reply.request) ? CLIENT_GONE : CLIENT_THERE
+
+/** The reply has entered the `onSend` hooks. */
+export function noteSending (reply: WatchedReply): void {
+  reply[kSending] ??= momentOf(reply)
+  if (reply[kFailure] !== undefined) reply[kHandlingFailure] = false
+}
+
+export function isSending (reply: WatchedReply): boolean {
+  return reply[kSending] !== undefined
+}
+
+/** The reply has passed the last of its `onSend` hooks. */
+export function noteSettled (reply: WatchedReply): void {
+  reply[kSettled] ??= momentOf(reply)
+}
+
+export function isSettled (reply: WatchedReply): boolean {
+  return reply[kSettled] !== undefined
+}
+
+/** Whether the client was gone before the reply was sent. */
+export function isAfterAbort (reply: WatchedReply): boolean {
+  return reply[kSending] === CLIENT_GONE || reply[kSettled] === CLIENT_GONE
+}
+
+/** An error was thrown or sent. The first one stays. */
+export function noteFailure (reply: WatchedReply, error: unknown): void {
+  reply[kFailure] ??= error === undefined ? THREW_UNDEFINED : error
+  reply[kHandlingFailure] = true
+}
+
+export function hasFailed (reply: WatchedReply): boolean {
+  return reply[kFailure] !== undefined
+}
+
+export function failureOf (reply: WatchedReply): unknown {
+  return reply[kFailure] === THREW_UNDEFINED ? undefined : reply[kFailure]
+}
+
+export function isHandlingFailure (reply: WatchedReply): boolean {
+  return reply[kHandlingFailure] === true
+}
+
+/** The handler is called. A route whose handler is watched has our last hook, too. */
+export function noteHandled (reply: WatchedReply): void {
+  reply[kReturned] = STILL_RUNS
+}
+
+export function isHandled (reply: WatchedReply): boolean {
+  return reply[kReturned] !== undefined
+}
+
+export function noteReturned (reply: WatchedReply, value: unknown): void {
+  reply[kReturned] = value === undefined ? NOTHING : value
+}
+
+/** What the handler has returned. */
+export function returnedBy (reply: WatchedReply): unknown {
+  const returned = reply[kReturned]
+  return returned === NOTHING || returned === STILL_RUNS ? undefined : returned
+}
+
+/** Nothing that the handler has returned is held for the tasks. */
+export function letReturnedGo (reply: WatchedReply): void {
+  if (reply[kReturned] !== undefined) reply[kReturned] = NOTHING
+}

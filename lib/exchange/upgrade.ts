@@ -1,0 +1,30 @@
+/** Upgraded connections: Node says nothing when one is answered, for whoever answers writes to the bare socket. */
+import type { Socket } from 'node:net'
+import type { FastifyRequest } from 'fastify'
+
+export function isUpgrade (request: FastifyRequest): boolean {
+  // The stand-in for a request that `injectWS` makes has only the headers.
+  const { upgrade, headers } = request.raw as { upgrade?: boolean | null, headers?: { upgrade?: unknown } }
+  return upgrade === true || (upgrade === undefined && headers?.upgrade !== undefined)
+}
+
+/**
+ * The first bytes on the socket of an upgrade tell whether it was accepted, and `end` whether `ws` itself refused it. Any other status
+ * that is written comes with the events of its response.
+ */
+export function onUpgradeAnswer (socket: Socket, answered: (status: number) => void): void {
+  const { write, end } = socket
+  const watch = <Method extends typeof write | typeof end>(method: Method, tells: RegExp): Method => {
+    // What Node's types cannot say: the arguments and result of whichever overload the caller used.
+    return ((...args: unknown[]) => {
+      socket.write = write
+      socket.end = end
+      const result: unknown = Reflect.apply(method, socket, args)
+      const status = tells.exec(String(args[0]))?.[1]
+      if (status !== undefined) answered(Number(status))
+      return result
+    }) as Method
+  }
+  socket.write = watch(write, /^HTTP\/1\.1 (101)/)
+  socket.end = watch(end, /^HTTP\/1\.1 (\d{3})/)
+}

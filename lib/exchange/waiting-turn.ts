@@ -1,0 +1,34 @@
+/**
+ * Pipelined responses that wait for their turn emit no `close` when their connection is lost: its socket's tells. One listener for each
+ * socket, whatever many wait.
+ */
+import type { Socket } from 'node:net'
+
+/** What waits: an exchange. */
+interface Waiting {
+  closed: (complete: boolean) => void
+}
+
+const kWaiting = Symbol('fastify-background-tasks.waiting')
+
+type WatchedSocket = Socket & { [kWaiting]?: Set<Waiting> | undefined }
+
+export function joinSocket (socket: WatchedSocket | undefined, waiting: Waiting): void {
+  // A stand-in for a request may have no socket.
+  if (socket == null) return
+  if (socket[kWaiting] === undefined) {
+    socket[kWaiting] = new Set()
+    socket.on?.('close', onSocketClose)
+  }
+  socket[kWaiting].add(waiting)
+}
+
+export function leaveSocket (socket: WatchedSocket | undefined, waiting: Waiting): void {
+  if (socket?.[kWaiting]?.delete(waiting) !== true || socket[kWaiting].size > 0) return
+  socket.removeListener('close', onSocketClose)
+  socket[kWaiting] = undefined
+}
+
+function onSocketClose (this: WatchedSocket): void {
+  for (const waiting of new Set(this[kWaiting])) waiting.closed(false)
+}
