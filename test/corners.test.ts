@@ -1,0 +1,250 @@
+/** What few programs do, and any may. */
+import { AsyncResource } from 'node:async_hooks'
+import { once } from 'node:events'
+import http from 'node:http'
+import http2 from 'node:http2'
+import { PassThrough } from 'node:stream'
+import { setTimeout as sleep } from 'node:timers/promises'
+import Fastify from 'fastify'
+import t from 'tap'
+import { start } from './support/app.js'
+import { ABORTED, build, COMPLETE, listen, Witness } from './support/sockets.js'
+import { StubEngine } from './support/stub-engine.js'
+import backgroundTasks, { defineTask } from '../lib/index.js'
+
+const { gc } = globalThis
+
+t.test('what is no task is named by its class, whatever that has for a name', async t => {
+  const { app } = await start(t)
+  await app.ready()
+  class Named {}
+  Object.defineProperty(Named, 'name', { value: 5 })
+  const refused: Array<[value: unknown, received: RegExp]> = [
+    [new (class {})(), /an object \(anonymous\)/],
+    [new Named(), /an object \(anonymous\)/],
+    [Object.create(null), /an object \(without a prototype\)/],
+    [Object.create({ get constructor () { throw new Error('hostile') } }), /received an object:/]
+  ]
+  for (const [value, received] of refused) {
+    t.throws(() => app.backgroundTasks.addTask(value as never), { code: 'FST_BGT_INVALID_TASK', message: received })
+  }
+})
+
+t.test('an error that nobody waited for may be gone: idle() rejects with its name, message and code', async t => {
+  const { app } = await start(t)
+  await app.ready()
+  for (const code of [undefined, 'E_GONE']) {
+    const task = app.backgroundTasks.addTask(async () => { throw Object.assign(new RangeError('too far'), code !== undefined && { code }) })
+    while (task.state !== 'failed') await sleep(1)
+    await sleep(1)
+    gc?.()
+    await t.rejects(app.backgroundTasks.idle({ rejectOnFailure: true }), { name: 'RangeError', message: /too far$/, ...code !== undefined && { code } })
+  }
+})
+
+t.test('records go one by one, each when its time has come', async t => {
+  const brief = defineTask({ name: 'brief', keep: { succeeded: 0.001 }, handler () {} })
+  const kept = defineTask({ name: 'kept', handler () {} })
+  const { app } = await start(t, { tasks: [brief, kept] })
+  await app.ready()
+  const sweeps: Array<() => void> = []
+  const real = globalThis.setTimeout
+  t.teardown(() => { globalThis.setTimeout = real })
+  globalThis.setTimeout = ((fn: () => void, ms: number) => {
+    sweeps.push(fn)
+    return real(fn, ms)
+  }) as never
+  const tasks = [app.backgroundTasks.addTask(brief, undefined, { key: 'a' }), app.backgroundTasks.addTask(kept)]
+  await app.backgroundTasks.idle()
+  // The same key once more, whose first record has gone.
+  while (await app.backgroundTasks.get(brief, tasks[0]?.id ?? '') !== undefined) await sleep(1)
+  const again = app.backgroundTasks.addTask(brief, undefined, { key: 'a' })
+  await app.backgroundTasks.idle()
+  await sleep(5)
+  for (const sweep of sweeps.slice()) sweep()
+  t.equal(await app.backgroundTasks.get(brief, again.id), undefined)
+  t.match(await app.backgroundTasks.get(kept, tasks[1]?.id ?? ''), { state: 'succeeded' })
+})
+
+t.test('an onError that settles after its time is not waited for, nor heard', async t => {
+  let told = (): void => {}
+  const { app, logs } = await start(t, { timeout: 20, onError: async () => { await new Promise<void>(resolve => { told = resolve }) } })
+  await app.ready()
+  app.backgroundTasks.addTask(() => { throw new Error('x') })
+  await app.backgroundTasks.idle()
+  t.match(logs.filter(({ msg }) => msg.startsWith('onError')), [{ err: { message: /20 ms/ } }])
+  told()
+  await sleep(1)
+  t.equal(logs.filter(({ msg }) => msg.startsWith('onError')).length, 1)
+})
+
+t.test('shared schemas are compiled if a definition refers to them, and to what is inside of them', async t => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  app.addSchema({ $id: 'http://shared.test/outer', type: 'object', definitions: { inner: { $id: 'http://shared.test/inner', type: 'string' } } })
+  app.addSchema({ $id: 'http://shared.test/user', type: 'object', required: ['name'], properties: { name: { $ref: 'http://shared.test/inner' } } })
+  const byId = defineTask<unknown>({ name: 'by-id', payload: { $ref: 'http://shared.test/user#' }, handler () {} })
+  const plain = defineTask<unknown>({ name: 'plain', payload: { type: 'object', properties: { a: { type: 'array', items: [{ type: 'string' }] } } }, handler () {} })
+  await app.register(backgroundTasks, { tasks: [byId, plain] })
+  await app.ready()
+  t.throws(() => app.backgroundTasks.addTask(byId, {}), { code: 'FST_BGT_INVALID_PAYLOAD' })
+  t.throws(() => app.backgroundTasks.addTask(byId, { name: 5 }), { code: 'FST_BGT_INVALID_PAYLOAD' })
+  app.backgroundTasks.addTask(byId, { name: 'a' })
+  await app.backgroundTasks.idle()
+})
+
+t.test('a fault in the booking of a failure costs no other list', async t => {
+  const { app, logs } = await start(t)
+  await app.ready()
+  const { runInAsyncScope } = AsyncResource.prototype
+  t.teardown(() => { AsyncResource.prototype.runInAsyncScope = runInAsyncScope })
+  app.backgroundTasks.addTask(async () => {
+    await null
+    AsyncResource.prototype.runInAsyncScope = () => { throw new Error('out of order') }
+    throw new Error('x')
+  })
+  while (!logs.some(({ msg }) => msg.includes('could not be noted'))) await sleep(1)
+  AsyncResource.prototype.runInAsyncScope = runInAsyncScope
+  const next = app.backgroundTasks.addTask(() => {})
+  await app.backgroundTasks.idle()
+  t.equal(next.state, 'succeeded')
+})
+
+t.test('a fault in the booking of a success costs no other list', async t => {
+  const { now } = Date
+  t.teardown(() => { Date.now = now })
+  const breaks = defineTask({
+    name: 'breaks',
+    async handler () {
+      await null
+      Date.now = () => { throw new Error('out of order') }
+    }
+  })
+  const { app } = await start(t, { tasks: [breaks] }, { logger: false })
+  await app.ready()
+  const task = app.backgroundTasks.addTask(breaks)
+  while (task.state !== 'succeeded') await sleep(1)
+  Date.now = now
+  const next = app.backgroundTasks.addTask(() => {})
+  await app.backgroundTasks.idle()
+  t.equal(next.state, 'succeeded')
+})
+
+t.test('an HTTP/2 answer may take longer than the time between two looks at its stream', async t => {
+  const app = await build(t, { http2: true })
+  const witness = new Witness()
+  app.get('/', async request => {
+    witness.add(request, 'task')
+    await sleep(1_100)
+    return 'done'
+  })
+  const session = http2.connect(`http://127.0.0.1:${await listen(app)}`)
+  t.teardown(() => { session.destroy() })
+  session.request({ ':path': '/' }).resume()
+  while (app.backgroundTasks.length === 0) await sleep(1)
+  await app.backgroundTasks.idle()
+  t.strictSame(witness.take(), ['task'])
+  t.strictSame(witness.outcome, COMPLETE)
+})
+
+t.test('a reply whose hijack cannot be replaced, and a request without a socket', async t => {
+  const app = Fastify()
+  app.addHook('onRequest', async (_request, reply) => { Object.defineProperty(reply, 'hijack', { value: reply.hijack, writable: false }) })
+  await app.register(backgroundTasks, { closeTimeout: 100 })
+  const witness = new Witness()
+  app.get('/', async request => {
+    witness.add(request, 'task')
+    return 'done'
+  })
+  await app.inject('/')
+  await app.backgroundTasks.idle()
+  t.strictSame(witness.take(), ['task'])
+
+  // Nobody will ever say that these responses are over.
+  for (const upgrade of [false, true]) {
+    const request = Object.assign(new http.IncomingMessage(undefined as never), { method: 'GET', url: '/', upgrade })
+    app.routing(request, new http.ServerResponse(request))
+  }
+  await app.close()
+  t.strictSame(witness.take(), ['task', 'task'])
+})
+
+t.test('a request that a hook before this plugin has frozen, and that is answered before its handler', async t => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  app.addHook('onRequest', async request => { Object.freeze(request) })
+  await app.register(backgroundTasks)
+  const witness = new Witness()
+  app.addHook('onRequest', (request, reply) => {
+    witness.add(request, 'task')
+    witness.add(request, 'another task')
+    reply.send('done')
+  })
+  app.get('/', async () => 'not called')
+  t.equal((await app.inject('/')).body, 'done')
+  await app.backgroundTasks.idle()
+  t.strictSame(witness.take(), ['task', 'another task'])
+  t.strictSame(witness.outcome, COMPLETE)
+})
+
+t.test('Retry-After goes out with a 503 only, and as an error handler has set it', async t => {
+  for (const [status, given, expected] of [[503, undefined, '1'], [503, '60', '60'], [500, undefined, undefined]] as const) {
+    const { app } = await start(t, { maxPending: 1 })
+    app.setErrorHandler((_error, _request, reply) => {
+      if (given !== undefined) reply.header('retry-after', given)
+      return reply.code(status).send('full')
+    })
+    app.get('/', async request => {
+      for (let i = 0; i < 2; i++) request.backgroundTasks.addTask(() => {})
+    })
+    const { statusCode, headers } = await app.inject('/')
+    t.strictSame([statusCode, headers['retry-after']], [status, expected])
+  }
+})
+
+t.test('a hijacked reply is hijacked: what its handler returns is not sent', async t => {
+  const { app, get } = await start(t)
+  app.get('/', async (request, reply) => {
+    request.backgroundTasks.addTask(() => {})
+    t.equal(reply.hijack(), reply)
+    setImmediate(() => { reply.raw.end('by hand') })
+    return 'by Fastify'
+  })
+  t.equal(await get('/'), 'by hand')
+})
+
+t.test('a list that is opened while its answer is on the way ends with it, and without it', async t => {
+  const app = await build(t)
+  const witness = new Witness()
+  app.get('/', async (request, reply) => {
+    const stream = new PassThrough()
+    stream.write('first')
+    reply.raw.once('pipe', () => { setImmediate(() => { witness.add(request, 'task') }) })
+    return await reply.send(stream)
+  })
+  const request = http.get({ port: await listen(app), host: '127.0.0.1' })
+  request.on('error', () => {})
+  const [response] = await once(request, 'response') as [http.IncomingMessage]
+  await once(response, 'data')
+  while (app.backgroundTasks.length === 0) await sleep(1)
+  request.destroy()
+  const leftAt = performance.now()
+  await app.backgroundTasks.idle()
+  t.ok(performance.now() - leftAt < 5_000, 'not after 10 s of silence')
+  t.strictSame(witness.take(), ['task'])
+  t.strictSame(witness.outcome, ABORTED)
+})
+
+t.test('each of a group has its own receipts', async t => {
+  const job = defineTask<number>({ name: 'job', handler () {} })
+  const engine = new StubEngine()
+  engine.groups = true
+  const { app } = await start(t, { tasks: [job], engine })
+  await app.ready()
+  const keys = ['a', 'b', 'c', 'd', 'e']
+  const receipts = await Promise.all(keys.map(async key => await app.backgroundTasks.enqueue(job, 1, { key })))
+  t.equal(new Set(receipts.map(({ id }) => id)).size, keys.length)
+  t.ok(engine.stored.some(jobs => jobs.length > 1), 'some were stored together')
+  t.strictSame(new Set(engine.stored.flat().map(({ id }) => id)), new Set(receipts.map(({ id }) => id)))
+  t.ok(receipts.every(({ duplicate }) => !duplicate))
+})
