@@ -1,8 +1,9 @@
 import { Agent, request } from 'node:http'
+import http2 from 'node:http2'
 import { connect } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 
-const PATHS = ['/now', '/wait', '/fails', '/stream', '/hijacked', '/late', '/timeout']
+const PATHS = ['/now', '/wait', '/fails', '/handled', '/on-send', '/stream', '/hijacked', '/late', '/timeout', '/middleware', '/nowhere']
 const BODY = JSON.stringify({ some: 'x'.repeat(2_000) })
 /** Longer than any reply takes: a connection that hangs is seen in the counts. */
 const PATIENCE_MS = 15_000
@@ -17,17 +18,17 @@ export interface Counts {
 }
 
 /** One client: connections one after another, until `signal` aborts. */
-export async function useServer (port: () => number | undefined, counts: Counts, signal: AbortSignal): Promise<void> {
+export async function useServer (ports: () => readonly [number, number] | undefined, counts: Counts, signal: AbortSignal): Promise<void> {
   while (!signal.aborted) {
-    const now = port()
+    const now = ports()
     const { lost } = counts
-    if (now !== undefined) await (Math.random() < 0.3 ? pipeline(now, counts) : askInTurn(now, counts))
+    if (now !== undefined) await anyOf([pipeline, askInTurn, askInTurn, askTogether])(now, counts)
     if (now === undefined || counts.lost > lost) await sleep(100)
   }
 }
 
 /** Requests on one keep-alive connection, each behind the reply of the one before; some are given up on the way. */
-async function askInTurn (port: number, counts: Counts): Promise<void> {
+async function askInTurn ([port]: readonly [number, number], counts: Counts): Promise<void> {
   const agent = new Agent({ keepAlive: true, maxSockets: 1 })
   for (let left = 1 + Math.floor(Math.random() * 8); left > 0; left--) {
     if (!await ask(port, agent, counts)) break
@@ -72,7 +73,7 @@ function ask (port: number, agent: Agent, counts: Counts): Promise<boolean> {
 }
 
 /** Several requests at once on one connection; half of the clients hang up at some moment. */
-async function pipeline (port: number, counts: Counts): Promise<void> {
+async function pipeline ([port]: readonly [number, number], counts: Counts): Promise<void> {
   const requests = 1 + Math.floor(Math.random() * 6)
   const socket = connect({ port, host: '127.0.0.1' })
   let end: 'replied' | 'hungUp' | 'lost' | 'hanging' = 'replied'
@@ -96,6 +97,37 @@ async function pipeline (port: number, counts: Counts): Promise<void> {
   counts[end] += requests
 }
 
+/** Several streams of one HTTP/2 session; some are closed on the way, with an error code or without, or the whole session is. */
+async function askTogether ([, port]: readonly [number, number], counts: Counts): Promise<void> {
+  const session = http2.connect(`http://127.0.0.1:${port}`)
+  let broken = false
+  session.on('error', () => { broken = true })
+  const streams = Array.from({ length: 1 + Math.floor(Math.random() * 6) }, () => session.request({ ':path': anyPath() }))
+  counts.requests += streams.length
+  const hangsUp = Math.random() < 0.1
+  if (hangsUp) setTimeout(() => { session.destroy() }, Math.random() * 30)
+  await Promise.all(streams.map(async stream => {
+    let end: 'replied' | 'hungUp' | 'lost' | 'hanging' = 'replied'
+    stream.on('error', () => { end = 'lost' }).resume()
+    const stop = (how: typeof end, code: number): void => {
+      end = how
+      stream.close(code)
+    }
+    const { NGHTTP2_CANCEL } = http2.constants
+    const timer = Math.random() < 0.2
+      ? setTimeout(stop, Math.random() * 30, 'hungUp', NGHTTP2_CANCEL)
+      : setTimeout(stop, PATIENCE_MS, 'hanging', NGHTTP2_CANCEL)
+    await new Promise(resolve => { stream.on('close', resolve) })
+    clearTimeout(timer)
+    counts[hangsUp ? 'hungUp' : broken ? 'lost' : end]++
+  }))
+  session.destroy()
+}
+
 function anyPath (): string {
-  return PATHS[Math.floor(Math.random() * PATHS.length)] as string
+  return anyOf(PATHS)
+}
+
+function anyOf<T> (all: readonly T[]): T {
+  return all[Math.floor(Math.random() * all.length)] as T
 }

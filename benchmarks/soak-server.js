@@ -1,11 +1,12 @@
 /**
- * The server of the soak: `node soak-server.js <record> <generation>`. It says its port. Each task that `addTask` took,
+ * The servers of the soak, one of HTTP/1.1 and one of HTTP/2: `node soak-server.js <record> <generation>`. It says their ports. Each task that `addTask` took,
  * each that ran, and each that the log names as skipped or abandoned is a line of the record, `accepted
  * 1-req-4-17`: in the first generation, on the list of req-4; `slow 1-req-4`: that list has a task that takes its time.
  */
 import { appendFileSync } from 'node:fs'
 import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
+import middie from '@fastify/middie'
 import closeWithGrace from 'close-with-grace'
 import Fastify from 'fastify'
 import backgroundTasks from 'fastify-background-tasks'
@@ -17,9 +18,6 @@ let count = 0
 const ours = new Map()
 /** Named in the log before `addTask` has returned: it was called after the app had closed. */
 const late = new Set()
-
-const app = Fastify({ logger: { level: 'debug', stream: { write: readLog } } })
-await app.register(backgroundTasks, { closeTimeout: 2_000, onError: () => sleep(1) })
 
 function write (what, id) {
   lines += `${what} ${id}\n`
@@ -72,29 +70,30 @@ function anyKind () {
 }
 
 /** Adds some tasks, under some condition, and records each that was taken. */
-function add (request) {
+function add (app, request) {
   const when = ['success', 'error', 'always'][Math.floor(Math.random() * 3)]
   const list = Math.random() < 0.7 ? request.backgroundTasks : request.backgroundTasks.with({ when })
   const tasks = 1 + Math.floor(Math.random() * 3)
   for (let i = 0; i < tasks; i++) {
     const kind = anyKind()
     if (kind === 'slow' || kind === 'endless') write('slow', `${generation}-${request.id}`)
-    accepted(request.id, run => list.addTask(run, kind))
+    accepted(app, request.id, run => list.addTask(run, kind))
   }
 }
 
 /**
+ * @param app whose task it is
  * @param list what the tasks of one list have in common
  * @param addTask is given the function of the task
  */
-function accepted (list, addTask) {
+function accepted (app, list, addTask) {
   const id = `${generation}-${list}-${count++}`
   const addedAt = performance.now()
   const task = addTask(function run (kind) {
     write('ran', id)
     if (performance.now() - addedAt > OVERDUE_MS) write('overdue', id)
     // Added by a task.
-    if (Math.random() < 0.02) accepted('app', run => app.backgroundTasks.addTask(run, 'sync'))
+    if (Math.random() < 0.02) accepted(app, 'app', run => app.backgroundTasks.addTask(run, 'sync'))
     return kinds[kind]()
   })
   ours.set(task.id, id)
@@ -103,60 +102,102 @@ function accepted (list, addTask) {
 }
 
 async function handle (request) {
-  add(request)
+  request.add()
   await sleep(Math.random() * 15)
   return { hello: 'world' }
 }
 
-app.addHook('preHandler', async request => { if (Math.random() < 0.3) add(request) })
-app.get('/now', async request => {
-  add(request)
-  return { hello: 'world' }
-})
-app.get('/wait', handle)
-app.post('/body', handle)
-app.get('/fails', async request => {
-  add(request)
-  await sleep(Math.random() * 5)
-  throw new Error('thrown by a handler')
-})
-app.get('/stream', (request, reply) => {
-  add(request)
-  return reply.send(Readable.from((async function * () {
-    for (let i = 0; i < 10; i++) {
+async function * chunks () {
+  for (let i = 0; i < 10; i++) {
+    await sleep(Math.random() * 5)
+    yield 'x'.repeat(10_000)
+  }
+}
+
+/** A server, whose requests have ids of their own. */
+async function start (name, options) {
+  let requests = 0
+  const app = Fastify({ ...options, genReqId: ({ url }) => `${name}-${++requests}${url}`, logger: { level: 'debug', stream: { write: readLog } } })
+  await app.register(backgroundTasks, { closeTimeout: 2_000, onError: () => sleep(1) })
+  app.addHook('onRequest', async request => { request.add = () => { add(app, request) } })
+  await app.register(middie)
+  // Answers itself, and Fastify never hears of it.
+  app.use('/middleware', async (_request, response) => {
+    for await (const chunk of chunks()) response.write(chunk)
+    response.end()
+  })
+  app.addHook('onRequest', async request => { if (request.url === '/middleware' && Math.random() < 0.5) request.add() })
+  app.addHook('preHandler', async request => { if (Math.random() < 0.3) request.add() })
+  app.setNotFoundHandler((request, reply) => {
+    request.add()
+    reply.raw.end('not here')
+  })
+  app.get('/now', async request => {
+    request.add()
+    return { hello: 'world' }
+  })
+  app.get('/wait', handle)
+  app.post('/body', handle)
+  app.get('/fails', async request => {
+    request.add()
+    await sleep(Math.random() * 5)
+    throw new Error('thrown by a handler')
+  })
+  // Adds tasks for the failure, and answers in its own way.
+  app.get('/handled', {
+    async errorHandler (_error, request, reply) {
       await sleep(Math.random() * 5)
-      yield 'x'.repeat(10_000)
+      request.add()
+      return reply.code(Math.random() < 0.5 ? 200 : 502).send({ handled: true })
     }
-  })()))
-})
-app.get('/hijacked', async (request, reply) => {
-  add(request)
-  reply.hijack()
-  await sleep(Math.random() * 10)
-  reply.raw.end('hijacked')
-})
-// Goes on behind its reply.
-app.get('/late', async (request, reply) => {
-  await reply.send({ hello: 'world' })
-  await sleep(Math.random() * 5)
-  add(request)
-})
-app.get('/timeout', { handlerTimeout: 5 }, async request => {
-  add(request)
-  await sleep(20)
-  add(request)
-})
+  }, async request => {
+    request.add()
+    throw new Error('thrown by a handler')
+  })
+  app.get('/on-send', {
+    async onSend (request) {
+      await sleep(Math.random() * 5)
+      request.add()
+      if (Math.random() < 0.5) throw new Error('thrown by a hook')
+    }
+  }, handle)
+  app.get('/stream', (request, reply) => {
+    request.add()
+    return reply.send(Readable.from(chunks()))
+  })
+  app.get('/hijacked', async (request, reply) => {
+    request.add()
+    reply.hijack()
+    await sleep(Math.random() * 10)
+    reply.raw.end('hijacked')
+  })
+  // Goes on after its reply.
+  app.get('/late', async (request, reply) => {
+    await reply.send({ hello: 'world' })
+    await sleep(Math.random() * 5)
+    request.add()
+  })
+  app.get('/timeout', { handlerTimeout: 5 }, async request => {
+    request.add()
+    await sleep(20)
+    request.add()
+  })
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  return app
+}
 
 process.on('exit', code => {
-  const { pending, running } = app.backgroundTasks.stats
-  if (pending + running > 0) write('unexpected', `stats: ${pending} pending and ${running} running at exit`)
+  for (const app of apps) {
+    const { pending, running } = app.backgroundTasks.stats
+    if (pending + running > 0) write('unexpected', `stats: ${pending} pending and ${running} running at exit`)
+  }
   write('exit', code)
   flush()
 })
 closeWithGrace({ delay: 10_000 }, async ({ err }) => {
   if (err !== undefined) write('unexpected', JSON.stringify(String(err.stack ?? err)))
-  await app.close()
+  await Promise.all(apps.map(app => app.close()))
 })
 
-await app.listen({ port: 0, host: '127.0.0.1' })
-process.send(app.server.address().port)
+const apps = await Promise.all([start('one', {}), start('two', { http2: true })])
+process.send(apps.map(app => app.server.address().port))

@@ -18,13 +18,13 @@ const { values } = parseArgs({
 
 const folder = mkdtempSync(join(tmpdir(), 'soak-'))
 const record = join(folder, 'record')
-let port: number | undefined
+let ports: readonly [number, number] | undefined
 
 async function start (generation: number): Promise<ChildProcess> {
   const path = fileURLToPath(new URL('soak-server.js', import.meta.url))
   const server = fork(path, [record, String(generation)], { execArgv: [] })
   const [message] = await once(server, 'message')
-  port = message as number
+  ports = message as [number, number]
   return server
 }
 
@@ -35,7 +35,7 @@ async function stop (server: ChildProcess): Promise<void> {
   const exit = once(server, 'exit')
   server.kill('SIGTERM')
   await exit
-  port = undefined
+  ports = undefined
   console.log(`Server ended ${Math.round(performance.now() - startedAt)} ms after SIGTERM`)
 }
 
@@ -43,7 +43,7 @@ const half = Number(values.seconds) * 500
 const counts: Counts = { requests: 0, replied: 0, hungUp: 0, lost: 0, hanging: 0 }
 const over = new AbortController()
 let server = await start(1)
-const clients = Array.from({ length: Number(values.clients) }, () => useServer(() => port, counts, over.signal))
+const clients = Array.from({ length: Number(values.clients) }, () => useServer(() => ports, counts, over.signal))
 await sleep(half)
 await stop(server)
 server = await start(2)
