@@ -82,6 +82,33 @@ t.test('from FastAPI', async t => {
     t.equal(takeLog(), 'welcome, ada@example.com\nada has signed up\n')
   })
 
+  await t.test('a task of an error handler runs, and that of the route that failed does not', async t => {
+    const { app } = await start(t)
+    await fromFastApi.payments(app)
+    app.get('/other', async () => { throw new Error('no') })
+    const reply = await app.inject({ method: 'POST', url: '/payments', payload: { email: 'ada@example.com' } })
+    t.equal(reply.statusCode, 402)
+    t.strictSame(reply.json(), { message: 'The payment failed' })
+    t.equal((await app.inject('/other')).statusCode, 500)
+    await app.backgroundTasks.idle({ rejectOnFailure: true })
+    t.equal(takeLog(), 'support: the bank is closed\n')
+  })
+
+  await t.test('an explicit `when` decides in an error handler, too', async t => {
+    const { app } = await start(t)
+    const ran: string[] = []
+    app.addHook('onError', async request => { request.backgroundTasks.addTask(() => { ran.push('onError') }) })
+    app.addHook('onSend', async request => { request.backgroundTasks.addTask(() => { ran.push('onSend') }) })
+    app.setErrorHandler(async (_error, request, reply) => {
+      request.backgroundTasks.with({ when: 'success' }).addTask(() => { ran.push('explicit') })
+      return await reply.code(402).send()
+    })
+    app.get('/', async () => { throw new Error('no') })
+    t.equal((await app.inject('/')).statusCode, 402)
+    await app.backgroundTasks.idle({ rejectOnFailure: true })
+    t.strictSame(ran, ['onError'])
+  })
+
   await t.test('a task with a name, on an engine', async t => {
     const app = Fastify()
     t.teardown(() => app.close())
@@ -558,6 +585,28 @@ t.test('migrating', async t => {
     await emails.add('send-email', { payload: { to: 'ada@example.com', subject: 'Your order' } })
     await until(() => shop.done.includes('mailed undefined, no subject'))
   })
+})
+
+t.test('shutting down: a task closes the app without waiting for it', async t => {
+  const recipes: Record<string, (app: FastifyInstance) => () => void> = {
+    'and returns nothing': app => () => { void app.close() },
+    'in setImmediate': app => () => { setImmediate(() => { void app.close() }) }
+  }
+  for (const [name, recipe] of Object.entries(recipes)) {
+    await t.test(name, async t => {
+      const { app, address, logs } = await start(t)
+      const closed = deferred()
+      app.addHook('onClose', async () => { closed.resolve() })
+      app.post('/shutdown', async (request, reply) => {
+        request.backgroundTasks.addTask(recipe(app))
+        return await reply.code(202).send()
+      })
+      t.equal((await fetch(`${await address()}/shutdown`, { method: 'POST' })).status, 202)
+      await closed.promise
+      t.match(app.backgroundTasks.stats, { succeeded: 1, abandoned: 0 })
+      t.strictSame(logs.filter(({ level }) => level >= 50), [])
+    })
+  }
 })
 
 t.test('which promise', async t => {

@@ -58,6 +58,30 @@ export async function signup (app: FastifyInstance): Promise<void> {
   })
 }
 
+class PaymentFailed extends Error {}
+
+async function alertSupport (message: string): Promise<void> {
+  await writeLog(`support: ${message}\n`)
+}
+
+async function sendReceipt (email: string): Promise<void> {
+  await writeLog(`receipt for ${email}\n`)
+}
+
+/** An exception handler whose response has a task. */
+export async function payments (app: FastifyInstance): Promise<void> {
+  app.setErrorHandler(async (error, request, reply) => {
+    if (!(error instanceof PaymentFailed)) throw error
+    request.backgroundTasks.addTask(alertSupport, error.message)
+    return await reply.code(402).send({ message: 'The payment failed' })
+  })
+
+  app.post<{ Body: { email: string } }>('/payments', async request => {
+    request.backgroundTasks.addTask(sendReceipt, request.body.email)
+    throw new PaymentFailed('the bank is closed')
+  })
+}
+
 const makeReport = defineTask({
   name: 'make-report',
   payload: Type.Object({ title: Type.String() }),
