@@ -2,7 +2,7 @@
 import { TaskDefinition, type AnyTaskDefinition } from './define-task.js'
 import type { JobRecord, Receipt } from './engines/engine.js'
 import { FST_BGT_CLOSED, FST_BGT_INVALID_TASK, typeOf } from './errors.js'
-import { isInstance } from './foreign.js'
+import { attempt, isInstance } from './foreign.js'
 import { JOB_RULES, type JobOptions } from './jobs.js'
 import { check, OBJECT, type Rules } from './rules.js'
 import type { Runner } from './runner.js'
@@ -45,7 +45,7 @@ export async function enqueue (runner: Runner, definition: AnyTaskDefinition, pa
   } catch (err) {
     // What belongs to a transaction cannot run without it.
     if (tx !== undefined || runner.options.fallback !== 'local') throw err
-    runner.log.warn({ err, task: { id, name: definition.name } }, 'background task could not be stored: it runs here')
+    attempt(() => { runner.log.warn({ err, task: { id, name: definition.name } }, 'background task could not be stored: it runs here') })
     return addHere()
   }
 

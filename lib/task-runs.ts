@@ -88,6 +88,7 @@ export class TaskRuns {
 
   /** A task that no engine has taken. */
   notStored (list: TaskList, task: BackgroundTask, error: unknown): void {
+    task.options?.job?.neverStarted(error)
     const context = this.#ledger.failed(list, task, error)
     void context.runInAsyncScope(() => this.#report(list, task, error, undefined))
   }
@@ -121,7 +122,8 @@ export class TaskRuns {
       if (reason === undefined) return true
       this.#skip(list, task, reason)
     } catch (error) {
-      void this.failed(list, task, error)
+      // Another task of the list may be running: nothing of the list is touched.
+      if (task.state === 'pending') this.notStored(list, task, error)
     }
     return false
   }

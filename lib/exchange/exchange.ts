@@ -99,7 +99,8 @@ export class Exchange {
    */
   requestClosed (): void {
     if (this.reply !== undefined) return
-    const isAnswered = socketOf(this.request)?.destroyed !== true
+    const { stream } = this.request.raw as { stream?: RawResponse['stream'] }
+    const isAnswered = stream === undefined ? socketOf(this.request)?.destroyed !== true : stream.rstCode === 0 && !stream.aborted
     this.#isSettled ||= isAnswered
     this.closed(isAnswered)
   }
