@@ -81,7 +81,10 @@ export class BackgroundTasks implements TaskAdder {
   storeBeforeReply (): Promise<void> | undefined {
     const list = this.#list
     // The usual list, of functions.
-    if (!list.hasPromises) return undefined
+    if (!list.hasPromises) {
+      list.toStore = undefined
+      return undefined
+    }
     const outcome = this.#exchange.currentOutcome()
     const storing = list.runner.dispatch?.flush(list, outcome)
     return list.takeBroken(outcome) ? Promise.reject(new FST_BGT_CLOSED('addTask')) : storing

@@ -79,7 +79,7 @@ export function unavailable (engine: string, reason: string): Error {
 
 /** Whether the client is asked to come again. */
 export function isToBeRetried (error: unknown): boolean {
-  return error instanceof FST_BGT_OVERLOADED || error instanceof FST_BGT_ENGINE_UNAVAILABLE
+  return isInstance(error, FST_BGT_OVERLOADED) || isInstance(error, FST_BGT_ENGINE_UNAVAILABLE)
 }
 
 /** The plugin is registered already for this app, or for a parent of it. */

@@ -1,3 +1,4 @@
+import { AsyncResource } from 'node:async_hooks'
 import type { BackgroundTask } from './background-task.js'
 import { jobOf } from './task-job.js'
 
@@ -18,6 +19,8 @@ export class History {
   readonly #tasks = new Map<string, BackgroundTask>()
   #ended: BackgroundTask[] = []
   #timer: NodeJS.Timeout | undefined
+  // The stores of the request whose task has ended have no place in a timer.
+  readonly #context = new AsyncResource('BackgroundTasksHistory')
   #nextSweep = Infinity
 
   find (id: string): BackgroundTask | undefined {
@@ -68,7 +71,7 @@ export class History {
     if (expiresAt >= this.#nextSweep) return
     this.#nextSweep = expiresAt
     clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => { this.#sweep() }, Math.min(Math.max(expiresAt - performance.now(), MIN_SWEEP_MS), MAX_WAIT_MS)).unref()
+    this.#timer = this.#context.runInAsyncScope(setTimeout, undefined, () => { this.#sweep() }, Math.min(Math.max(expiresAt - performance.now(), MIN_SWEEP_MS), MAX_WAIT_MS)).unref()
   }
 
   #sweep (): void {

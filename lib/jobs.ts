@@ -7,7 +7,7 @@ import { enqueueChannel, publish } from './diagnostics.js'
 import type { Delivery, JobRecord, TaskEngine, Verdict } from './engines/engine.js'
 import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from './errors.js'
 import { History } from './history.js'
-import type { RunOptions } from './options.js'
+import type { RunOptions, TaskOptions } from './options.js'
 import { toJson } from './payload.js'
 import { check, DELAY, NAME, type Rules } from './rules.js'
 import { TaskJob, type JobInput, type JobOrigin, type JobSurroundings } from './task-job.js'
@@ -26,6 +26,9 @@ export interface JobOptions {
 
 export const JOB_RULES: Rules = { key: NAME, delay: DELAY }
 const TRACE_HEADERS = ['traceparent', 'tracestate', 'baggage'] as const
+
+/** What `with()` said, and whether a failure was handled when the task was added. */
+type AddedOptions = TaskOptions & { readonly isForFailure?: boolean }
 
 /** Where jobs go: this process, or an engine. */
 export type Placement = Pick<TaskEngine<unknown>, 'name' | 'supports'>
@@ -50,7 +53,7 @@ export class Jobs {
    * A task to be added.
    * @throws FST_BGT_UNKNOWN_TASK, FST_BGT_INVALID_PAYLOAD, FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED
    */
-  make (definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: RunOptions | undefined, request: FastifyRequest | undefined): BackgroundTask {
+  make (definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: AddedOptions | undefined, request: FastifyRequest | undefined): BackgroundTask {
     const known = this.#definitions.known(definition)
     if (options?.name !== undefined) {
       throw new FST_BGT_INVALID_OPTION(`The option "name" of with is for functions: a definition has a name, "${definition.name}"`)
@@ -101,7 +104,7 @@ export class Jobs {
     return task !== undefined && job?.name === definition.name ? job.toRecord(task) : undefined
   }
 
-  #task (known: KnownTask, origin: JobOrigin, input: JobInput, surroundings: JobSurroundings, options: RunOptions | undefined): BackgroundTask {
+  #task (known: KnownTask, origin: JobOrigin, input: JobInput, surroundings: JobSurroundings, options: AddedOptions | undefined): BackgroundTask {
     const { name, timeout, when } = known.definition
     const job = new TaskJob(known, origin, input, surroundings)
     const own: RunOptions = { name, timeout: options?.timeout ?? timeout, when: options?.when ?? when, isForFailure: options?.isForFailure === true, job }

@@ -39,7 +39,12 @@ export class Limited {
         this.clear()
         settle(value)
       }
-      promise.then(settled(resolve), settled(_reject))
+      try {
+        promise.then(settled(resolve), settled(_reject))
+      } catch (error) {
+        // What only looks like a promise.
+        settled(_reject)(error)
+      }
     })
   }
 

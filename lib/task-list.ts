@@ -5,7 +5,7 @@ import { BackgroundTask, invalidTask, type TaskOwner } from './background-task.j
 import type { TaskRunMessage } from './diagnostics.js'
 import type { Exchange } from './exchange/exchange.js'
 import type { ExchangeOutcome } from './exchange/outcome.js'
-import { isGeneratorFunction, isInstance, readOr } from './foreign.js'
+import { isGeneratorFunction, isInstance, isThenable, readOr } from './foreign.js'
 import { forFailure, toTask } from './intake.js'
 import type { JobOptions } from './jobs.js'
 import type { TaskOptions } from './options.js'
@@ -264,7 +264,10 @@ export class TaskList implements TaskOwner {
   takeBroken (outcome: ExchangeOutcome): boolean {
     const broken = this.#broken ?? NONE
     this.#broken = undefined
-    return !outcome.failed && broken.some(when => when !== 'error' && (typeof when !== 'function' || readOr(true, () => when(outcome))))
+    return !outcome.failed && broken.some(when => when !== 'error' && (typeof when !== 'function' || readOr(true, () => {
+      const answer: unknown = when(outcome)
+      return isThenable(answer) || Boolean(answer)
+    })))
   }
 
   get #isStoring (): boolean {

@@ -2,6 +2,7 @@
 import { AsyncResource } from 'node:async_hooks'
 import http from 'node:http'
 import http2 from 'node:http2'
+import { PassThrough } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify from 'fastify'
 import t from 'tap'
@@ -250,4 +251,80 @@ t.test('a hook before this plugin that adds a task and answers by hand, over HTT
   t.ok(performance.now() - sentAt < 5_000, 'not after 10 s of silence')
   t.strictSame(witness.take(), ['task'])
   t.strictSame(witness.outcome, COMPLETE)
+})
+
+t.test('what only looks like a promise fails, and leaves no timer', async t => {
+  const { app } = await start(t, { timeout: 60_000 })
+  await app.ready()
+  const timers = (): number => process.getActiveResourcesInfo().filter(name => name === 'Timeout').length
+  const before = timers()
+  const task = app.backgroundTasks.addTask(() => new Proxy(Promise.resolve(), {}))
+  await app.backgroundTasks.idle()
+  t.equal(task.state, 'failed')
+  t.equal(timers(), before)
+})
+
+t.test('a definition added after the close, whose `when` is asynchronous and fails, is a 503 and no fault', async t => {
+  const job = defineTask({ name: 'job', handler () {} })
+  const { app } = await start(t, { tasks: [job] })
+  const faults: unknown[] = []
+  const note = (error: unknown): void => { faults.push(error) }
+  process.on('unhandledRejection', note)
+  t.teardown(() => { process.removeListener('unhandledRejection', note) })
+  let closed = (): void => {}
+  const whenClosed = new Promise<void>(resolve => { closed = resolve })
+  for (const [path, when] of [['/rejects', async () => { throw new Error('when') }], ['/refuses', () => false]] as const) {
+    app.get(path, async request => {
+      await whenClosed
+      request.backgroundTasks.with({ when: when as never }).addTask(job)
+      return 'ok'
+    })
+  }
+  const replies = ['/rejects', '/refuses'].map(path => app.inject(path))
+  await sleep(5)
+  await app.close()
+  closed()
+  t.strictSame((await Promise.all(replies)).map(({ statusCode }) => statusCode), [503, 200])
+  await sleep(5)
+  t.strictSame(faults, [])
+})
+
+t.test('a body that a hook before this plugin has read says nothing of the response', async t => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  const witness = new Witness()
+  app.addHook('onRequest', async request => {
+    witness.add(request, 'task')
+    for await (const chunk of request.raw) witness.note(String(chunk))
+    await sleep(20)
+  })
+  await app.register(backgroundTasks)
+  app.removeAllContentTypeParsers()
+  app.addContentTypeParser('*', (_request, _payload, done) => { done(null) })
+  app.post('/', async () => {
+    witness.note('answer')
+    return 'done'
+  })
+  await (await fetch(`http://127.0.0.1:${await listen(app)}`, { method: 'POST', body: 'body' })).text()
+  await app.backgroundTasks.idle()
+  t.strictSame(witness.take(), ['body', 'answer', 'task'])
+  t.strictSame(witness.outcome, COMPLETE)
+})
+
+t.test('a job that is added after the reply was sent is stored immediately', async t => {
+  const job = defineTask({ name: 'job', handler () {} })
+  const engine = new StubEngine()
+  const { app, address } = await start(t, { tasks: [job], engine })
+  const body = new PassThrough()
+  let task: BackgroundTask | undefined
+  app.get('/', async (request, reply) => {
+    body.write('first')
+    reply.raw.once('pipe', () => { setImmediate(() => { task = request.backgroundTasks.addTask(job) }) })
+    request.backgroundTasks.addTask(() => {})
+    return await reply.send(body)
+  })
+  const answer = fetch(await address())
+  while (task?.state !== 'enqueued') await sleep(1)
+  body.end('last')
+  t.equal(await (await answer).text(), 'firstlast')
 })

@@ -98,7 +98,9 @@ export class Exchange {
    * or the client has left.
    */
   requestClosed (): void {
-    if (this.reply !== undefined) return
+    const { headers } = this.request.raw
+    // A request whose body somebody has read is closed, too, whatever becomes of its response.
+    if (this.reply !== undefined || headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0) return
     const { stream } = this.request.raw as { stream?: RawResponse['stream'] }
     const isAnswered = stream === undefined ? socketOf(this.request)?.destroyed !== true : stream.rstCode === 0 && !stream.aborted
     this.#isSettled ||= isAnswered
@@ -268,7 +270,7 @@ export class Exchange {
       const left = leftMs - CHECK_MS
       if (left <= 0 || this.#hasSettled) this.settle()
       else this.#startSilence(left)
-    }, CHECK_MS)
+    }, CHECK_MS).unref()
   }
 
   /** A body that will never come keeps Fastify from calling the handler. */
