@@ -4,7 +4,7 @@ import { CompactTheme } from './theme.js'
 /** What a file of lib is about: the group of what it exports. */
 const GROUPS = {
   'The plugin': ['index', 'options'],
-  Tasks: ['background-task', 'background-tasks', 'app-background-tasks', 'exchange/outcome', 'ledger'],
+  Tasks: ['background-task', 'background-tasks', 'app-background-tasks', 'exchange/outcome', 'ledger', 'task-adder'],
   Definitions: ['define-task', 'enqueue', 'jobs', 'standard-schema'],
   'Diagnostics channels': ['diagnostics'],
   Engines: ['engines/engine']
