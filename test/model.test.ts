@@ -9,6 +9,7 @@ import { setImmediate as turn } from 'node:timers/promises'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { BackgroundTask, BackgroundTasks, FastifyBackgroundTasksOptions, TaskCondition } from '../lib/index.js'
 import { start } from './support/app.js'
+import { randomOf, type Random } from './support/random.js'
 
 const PROGRAMS = Number(process.env['PROGRAMS'] ?? 4000)
 const SEED = Number(process.env['SEED'] ?? Math.floor(Math.random() * 1e9))
@@ -23,7 +24,6 @@ const FAILED = new Set(['throw', 'throw undefined', 'send error', 'abort, throw'
 const KINDS = ['sync', 'async', 'throw', 'reject', 'nest', 'nest async'] as const
 const CONDITIONS = [undefined, undefined, undefined, 'success', 'error', 'always', 'function', 'throwing'] as const
 
-type Random = (below: number) => number
 type Condition = typeof CONDITIONS[number]
 
 interface Planned {
@@ -232,15 +232,4 @@ function conditionOf (condition: Condition): TaskCondition | undefined {
 
 function pick<T> (from: readonly T[], random: Random): T {
   return from[random(from.length)] as T
-}
-
-/** mulberry32: small, seeded, and good enough to choose test programs. */
-function randomOf (seed: number): Random {
-  let state = seed
-  return below => {
-    state = (state + 0x6D2B79F5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) % below
-  }
 }
