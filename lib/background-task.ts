@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto'
 import { inspect } from 'node:util'
 import { FST_BGT_INVALID_TASK, markOurs, typeOf } from './errors.js'
 import { adopt, isGeneratorFunction, isInstance, isNative } from './foreign.js'
-import { nameOf, type FunctionNames } from './function-names.js'
+import { nameOf, type LastFunction } from './last-function.js'
 import type { RunOptions, TaskOptions } from './options.js'
 import type { OverloadedArgs, OverloadedFunction, TaskFunction } from './task-adder.js'
 import type { TaskJob } from './task-job.js'
@@ -17,6 +17,9 @@ import type { TaskJob } from './task-job.js'
  * - `enqueued`: stored in an engine
  */
 export type TaskState = 'pending' | 'running' | 'succeeded' | 'failed' | 'skipped' | 'abandoned' | 'enqueued'
+
+/** In the place of a function, for {@link BackgroundTask.of}. */
+const checkedAlready = (): void => {}
 
 /** What a task lets go when it has ended: its function with its arguments, its list, and the context of its `addTask` call. */
 class TaskCall extends AsyncResource {
@@ -60,14 +63,15 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   constructor (fn: OverloadedFunction<F>, ...args: OverloadedArgs<F>)
   constructor (fn: TaskFunction<Args>, ...args: Args)
   constructor (fn: TaskFunction, ...args: unknown[]) {
+    if (fn === checkedAlready) return
     if (typeof fn !== 'function' || isGeneratorFunction(fn)) throw invalidTask('new BackgroundTask', fn)
     this.#call = new TaskCall(fn, args)
   }
 
-  /** @internal Takes the array of arguments over: no second one for what `addTask` was given. */
+  /** @internal A function that was checked, with an array of arguments that nobody else has: `addTask` makes no second one. */
   static of (fn: TaskFunction, args: unknown[]): BackgroundTask {
-    const task = new BackgroundTask(fn as TaskFunction<[]>)
-    ;(task.#call as TaskCall).args = args
+    const task = new BackgroundTask(checkedAlready)
+    task.#call = new TaskCall(fn, args)
     return task
   }
 
@@ -209,20 +213,15 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
    * @internal
    * @returns the context that was the task's, for what is still to be said about it
    */
-  end (state: TaskState, names?: FunctionNames): AsyncResource {
+  end (state: TaskState, last?: LastFunction): AsyncResource {
     // It ends once, and has it until then.
     const call = this.#call as TaskCall
-    this.#name ??= this.options?.name ?? (names === undefined ? nameOf(call.fn) : names.of(call.fn))
+    this.#name ??= this.options?.name ?? (last === undefined ? nameOf(call.fn) : last.nameOf(call.fn))
     this.#state = state
     this.#call = undefined
-    // One that is cut off is told so in a moment, and lets its signal go then.
-    if (this.#signal instanceof AbortController && state !== 'abandoned' && state !== 'enqueued') this.#letSignalGo(this.#signal.signal)
-    if (this.options !== undefined) {
-      const { job } = this.options
-      // Conditions are closures of somebody else's.
-      this.options = job === undefined ? undefined : { job }
-      job?.ended(this)
-    }
+    // The usual task has neither.
+    if (this.#signal !== undefined) this.#letSignalGo(this.#signal)
+    if (this.options !== undefined) this.#letOptionsGo(this.options)
     return call
   }
 
@@ -234,8 +233,17 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   }
 
   /** Its listeners are closures of somebody else's. */
-  #letSignalGo (signal: AbortSignal): void {
+  #letSignalGo (known: AbortController | { readonly reason: unknown }): void {
+    // A task that is cut off is told so in a moment, and lets its signal go then.
+    if (this.#state === 'abandoned' || this.#state === 'enqueued' || !(known instanceof AbortController)) return
+    const { signal } = known
     this.#signal = signal.aborted ? { reason: signal.reason } : undefined
+  }
+
+  /** Conditions are closures of somebody else's. */
+  #letOptionsGo ({ job }: RunOptions): void {
+    this.options = job === undefined ? undefined : { job }
+    job?.ended(this)
   }
 }
 

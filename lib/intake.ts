@@ -1,6 +1,7 @@
 /** What `addTask` is given becomes a task. */
 import { BackgroundTask, invalidTask } from './background-task.js'
 import { isInstance } from './foreign.js'
+import type { LastFunction } from './last-function.js'
 import type { RunOptions, TaskOptions } from './options.js'
 import type { TaskFunction } from './task-adder.js'
 
@@ -9,12 +10,9 @@ export function forFailure (options: TaskOptions | undefined): RunOptions {
   return { ...options, isForFailure: true }
 }
 
-export function toTask (where: string, fn: unknown, args: unknown[]): BackgroundTask {
-  try {
-    if (typeof fn === 'function') return BackgroundTask.of(fn as TaskFunction, args)
-  } catch {
-    throw invalidTask(where, fn, true)
-  }
+/** @throws FST_BGT_INVALID_TASK */
+export function toTask (fn: unknown, args: unknown[], last: LastFunction): BackgroundTask {
+  if (typeof fn === 'function' && !last.isGenerator(fn as TaskFunction)) return BackgroundTask.of(fn as TaskFunction, args)
   if (isInstance(fn, BackgroundTask) && args.length === 0) return fn
-  throw invalidTask(where, fn, true)
+  throw invalidTask('addTask', fn, true)
 }

@@ -1,7 +1,7 @@
 import type { AsyncResource } from 'node:async_hooks'
 import type { FastifyBaseLogger } from 'fastify'
 import type { BackgroundTask } from './background-task.js'
-import { FunctionNames } from './function-names.js'
+import { LastFunction } from './last-function.js'
 import { abandonedChannel, addedChannel, enqueuedChannel, failedChannel, publish, skippedChannel, type TaskAddedMessage } from './diagnostics.js'
 import { overloaded } from './errors.js'
 import { attempt } from './foreign.js'
@@ -30,7 +30,7 @@ export class Ledger {
   readonly #counts = { pending: 0, running: 0, succeeded: 0, failed: 0, skipped: 0, abandoned: 0, enqueued: 0 }
   readonly #maxPending: number
   readonly #clock = new TurnClock()
-  readonly names = new FunctionNames()
+  readonly lastFunction = new LastFunction()
   /** For `idle({ rejectOnFailure: true })`. */
   readonly failures = new Failures()
 
@@ -72,7 +72,7 @@ export class Ledger {
     list.unfinished--
     this.#counts.running--
     this.#counts.succeeded++
-    task.end('succeeded', this.names)
+    task.end('succeeded', this.lastFunction)
   }
 
   /** @returns the task's context, in which its failure is to be reported */

@@ -198,7 +198,7 @@ export class Runner {
   #cleanUp (list: TaskList): Promise<unknown> | undefined {
     if (list.isWaitingForTasks) {
       list.phase = 'ended'
-      this.ledger.names.forget()
+      this.ledger.lastFunction.forget()
       this.#turns.leave(list)
       // The drain does not wait for what comes after its deadline.
       this.#notify()
@@ -260,7 +260,7 @@ export class Runner {
 
   #finish (list: TaskList): void {
     list.phase = 'ended'
-    this.ledger.names.forget()
+    this.ledger.lastFunction.forget()
     this.#turns.leave(list)
     this.#leave(list)
     list.end()

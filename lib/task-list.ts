@@ -87,9 +87,9 @@ export class TaskList implements TaskOwner {
   add (fn: unknown, args: unknown[], options: TaskOptions | undefined): BackgroundTask {
     // A function, the usual one, does not pay for the look at its prototypes.
     if (typeof fn !== 'function' && isInstance(fn, TaskDefinition)) return this.addJob(fn as AnyTaskDefinition, args[0], args[1] as JobOptions | undefined, options)
-    const task = toTask('addTask', fn, args)
+    const task = toTask(fn, args, this.runner.ledger.lastFunction)
     if (!this.runner.closed) this.runner.ledger.admit()
-    task.join(this, this.exchange !== undefined && this.exchange.isHandlingFailure ? forFailure(options) : options)
+    task.join(this, this.exchange?.isHandlingFailure === true ? forFailure(options) : options)
     if (task === fn) task.recontext()
     if (this.runner.closed) {
       this.runner.ledger.refused(this, task)

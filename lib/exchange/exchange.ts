@@ -63,6 +63,8 @@ export class Exchange {
   before: Exchange | undefined
   /** `hijack` of the reply, as it was found. */
   hijack: FastifyReply['hijack'] | undefined
+  /** Whether a failure is being handled: from `onError` until the error handler's reply enters `onSend`. */
+  isHandlingFailure = false
   readonly #hasLastHook: (request: FastifyRequest, reply: WatchedReply) => boolean
   #isOver = false
   #isSettled = false
@@ -90,6 +92,7 @@ export class Exchange {
     reply[kExchange] = this
     this.#isSettled = isSettled(reply)
     this.#isSending = isSending(reply)
+    this.isHandlingFailure = isHandlingFailure(reply)
     this.#watchResponse(reply.raw)
   }
 
@@ -121,6 +124,7 @@ export class Exchange {
   sending (reply: WatchedReply): void {
     noteSending(reply)
     this.#isSending = true
+    this.isHandlingFailure = false
     this.#isSettled ||= this.#hasSendFailed
     if (this.#isOver) this.#advance()
   }
@@ -135,17 +139,13 @@ export class Exchange {
   fail (reply: WatchedReply, error: unknown): void {
     const isFirst = !hasFailed(reply)
     noteFailure(reply, error)
+    this.isHandlingFailure = true
     const wasSending = this.#isSending
     this.#isSending = false
     // It was an `onSend` hook's, or that of what was sent. The error's own reply may fail there again, and reach no last hook, or no hook at all.
     if (!wasSending) return
     this.#hasSendFailed = true
     if (!isFirst) this.settle()
-  }
-
-  /** Whether a failure is being handled: from `onError` until the error handler's reply enters `onSend`. */
-  get isHandlingFailure (): boolean {
-    return this.reply !== undefined && isHandlingFailure(this.reply)
   }
 
   /** The handler has returned. */

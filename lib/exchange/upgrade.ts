@@ -3,9 +3,10 @@ import type { Socket } from 'node:net'
 import type { FastifyRequest } from 'fastify'
 
 export function isUpgrade (request: FastifyRequest): boolean {
-  // The stand-in for a request that `injectWS` makes has only the headers.
-  const { upgrade, headers } = request.raw as { upgrade?: boolean | null, headers?: { upgrade?: unknown } }
-  return upgrade === true || (upgrade === undefined && headers?.upgrade !== undefined)
+  const raw = request.raw as { upgrade?: boolean | null, headers?: { upgrade?: unknown } }
+  const { upgrade } = raw
+  // The stand-in for a request that `injectWS` makes has only the headers. Node builds them when they are first read.
+  return upgrade === true || (upgrade === undefined && raw.headers?.upgrade !== undefined)
 }
 
 /**
