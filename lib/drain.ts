@@ -1,9 +1,9 @@
 import { EventEmitter } from 'node:events'
-import type { BackgroundTask } from './background-task.js'
-import { bindingsOf } from './ledger.js'
+import type { BackgroundTask } from './tasks/background-task.js'
+import { bindingsOf } from './runner/ledger.js'
 import { attempt } from './foreign.js'
-import type { Runner } from './runner.js'
-import type { TaskList } from './task-list.js'
+import type { Runner } from './runner/runner.js'
+import type { TaskList } from './tasks/task-list.js'
 
 /** Node's timers take no more; the drain looks again then. */
 const MAX_WAIT_MS = 2 ** 31 - 1

@@ -1,9 +1,9 @@
 import type { FastifyRequest } from 'fastify'
-import type { BackgroundTask } from './background-task.js'
-import type { AnyTaskDefinition } from './define-task.js'
+import type { BackgroundTask } from './tasks/background-task.js'
+import type { AnyTaskDefinition } from './definitions/define-task.js'
 import type { TaskEngine } from './engines/engine.js'
 import type { ExchangeOutcome } from './exchange/outcome.js'
-import type { TaskJob } from './task-job.js'
+import type { TaskJob } from './definitions/defined-task.js'
 import { FST_BGT_INVALID_OPTION } from './errors.js'
 import { BOOLEAN, check, CONDITION, COUNT, DURATION, FUNCTION, LIMIT, NAME, OBJECT, DELAY, type Rules } from './rules.js'
 

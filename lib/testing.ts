@@ -6,17 +6,17 @@
  * @module testing
  */
 import type { FastifyInstance } from 'fastify'
-import { AppBackgroundTasks } from './app-background-tasks.js'
-import type { JobOptions } from './jobs.js'
-import type { Dispatch } from './engines/dispatch.js'
+import { AppBackgroundTasks } from './decorators/app-background-tasks.js'
+import type { JobOptions } from './definitions/jobs.js'
+import type { Dispatch } from './dispatch/dispatch.js'
 import { FST_BGT_INVALID_OPTION, show } from './errors.js'
 // Of the whole, for a test may import nothing else: it brings the types of `app.backgroundTasks` along.
 import type { BackgroundTask } from './index.js'
 import { instancesOf } from './instances.js'
 import type { TaskOptions } from './options.js'
-import { recorderOf, setRecorder, type Recorder } from './recorder.js'
-import type { Runner } from './runner.js'
-import type { TaskList } from './task-list.js'
+import { recorderOf, setRecorder, type Recorder } from './decorators/recorder.js'
+import type { Runner } from './runner/runner.js'
+import type { TaskList } from './tasks/task-list.js'
 
 /** What was added. */
 export interface RecordedTask {

@@ -55,7 +55,7 @@ t.test('the tarball holds the build, the license and the readme, and nothing els
   t.same(beside.sort(), ['LICENSE', 'README.md', 'package.json'])
   const built = files.filter(path => path.startsWith('dist/') && path !== 'dist/package.json')
   t.same(built.filter(path => !/^dist\/(engines\/|exchange\/)?[\w-]+\.(js|d\.ts)$/.test(path)), [], 'no sources, maps or tests')
-  const modules = ['', 'engines/', 'exchange/'].flatMap(folder => readdirSync(join(root, 'lib', folder)).filter(name => name.endsWith('.ts')).map(name => folder + basename(name, '.ts')))
+  const modules = ['', ...['decorators', 'definitions', 'dispatch', 'engines', 'exchange', 'runner', 'tasks'].map(room => `${room}/`)].flatMap(folder => readdirSync(join(root, 'lib', folder)).filter(name => name.endsWith('.ts')).map(name => folder + basename(name, '.ts')))
   const expected = [...modules, 'plugin'].flatMap(name => [`dist/${name}.js`, `dist/${name}.d.ts`])
   t.same(built.sort(), expected.sort(), 'each module of lib, and what import and require load')
 })

@@ -4,9 +4,9 @@ import { CompactTheme } from './theme.js'
 /** What a file of lib is about: the group of what it exports. */
 const GROUPS = {
   'The plugin': ['index', 'options'],
-  Tasks: ['background-task', 'background-tasks', 'app-background-tasks', 'exchange/outcome', 'ledger', 'task-adder'],
-  Definitions: ['define-task', 'enqueue', 'jobs', 'standard-schema'],
-  'Diagnostics channels': ['diagnostics'],
+  Tasks: ['tasks/background-task', 'tasks/task-options', 'tasks/task-function', 'decorators/background-tasks', 'decorators/app-background-tasks', 'exchange/outcome', 'runner/ledger', 'decorators/task-adder'],
+  Definitions: ['definitions/define-task', 'decorators/enqueue', 'definitions/jobs', 'definitions/standard-schema'],
+  'Diagnostics channels': ['tasks/diagnostics'],
   Engines: ['engines/engine']
 }
 

@@ -1,4 +1,4 @@
-import type { TaskList } from './task-list.js'
+import type { TaskList } from '../tasks/task-list.js'
 
 /**
  * The lists that have work. Not a `Set`: the table of a busy one is replaced all the time, each old table points to its

@@ -2,7 +2,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import { unavailable } from '../errors.js'
 import { attempt } from '../foreign.js'
 import { within } from '../limits.js'
-import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
+import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engines/engine.js'
 import { Deadlines, type Deadline } from './deadlines.js'
 import { GroupCommit } from './group-commit.js'
 

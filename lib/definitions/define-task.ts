@@ -1,8 +1,8 @@
 import type { FastifyBaseLogger, FastifyInstance, FastifyTypeProvider } from 'fastify'
-import type { TaskCondition } from './options.js'
-import { check, CONDITION, COUNT, DURATION, FUNCTION, NAME, OBJECT, SECONDS, DELAY, type Rule, type Rules } from './rules.js'
-import { FST_BGT_INVALID_OPTION, markOurs } from './errors.js'
-import { isThenable } from './foreign.js'
+import type { TaskCondition } from '../options.js'
+import { check, CONDITION, COUNT, DURATION, FUNCTION, NAME, OBJECT, SECONDS, DELAY, type Rule, type Rules } from '../rules.js'
+import { FST_BGT_INVALID_OPTION, markOurs } from '../errors.js'
+import { isThenable } from '../foreign.js'
 import { isStandardSchema, type InferInput, type InferOutput, type StandardSchema } from './standard-schema.js'
 
 /** What a handler is given beside the payload. */

@@ -1,8 +1,8 @@
 /** What `addTask` is given becomes a task. */
-import { BackgroundTask, invalidTask } from './background-task.js'
-import { isInstance } from './foreign.js'
-import type { LastFunction } from './last-function.js'
-import type { RunOptions, TaskOptions } from './options.js'
+import { BackgroundTask, invalidTask } from '../tasks/background-task.js'
+import { isInstance } from '../foreign.js'
+import type { LastFunction } from '../tasks/last-function.js'
+import type { RunOptions, TaskOptions } from '../options.js'
 import type { TaskFunction } from './task-adder.js'
 
 /** What is added while a failure is handled is added for it. */

@@ -1,6 +1,6 @@
 import { AsyncResource } from 'node:async_hooks'
-import { Queue } from './queue.js'
-import type { TaskList } from './task-list.js'
+import { Queue } from '../queue.js'
+import type { TaskList } from '../tasks/task-list.js'
 
 /** Tests put clocks of their own in the place of timers: tasks go on all the same. */
 const nextTurn = setImmediate

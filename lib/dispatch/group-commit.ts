@@ -1,5 +1,5 @@
 import type { Deadline } from './deadlines.js'
-import type { Job, Receipt } from './engine.js'
+import type { Job, Receipt } from '../engines/engine.js'
 
 /** Jobs stored in one call at most, and characters of their payloads: for memory, and for how long a group holds up the next one. */
 const MAX_JOBS = 500

@@ -1,6 +1,6 @@
 import { TaskDefinition, type AnyTaskDefinition } from './define-task.js'
-import { FST_BGT_DUPLICATE_TASK, FST_BGT_INVALID_OPTION, FST_BGT_UNKNOWN_TASK, PACKAGE, show, typeOf } from './errors.js'
-import { isInstance } from './foreign.js'
+import { FST_BGT_DUPLICATE_TASK, FST_BGT_INVALID_OPTION, FST_BGT_UNKNOWN_TASK, PACKAGE, show, typeOf } from '../errors.js'
+import { isInstance } from '../foreign.js'
 import { payloadReader, type PayloadReader, type SchemaCompiler } from './payload.js'
 
 /** A definition of this app, its schema compiled. */

@@ -1,13 +1,13 @@
-import type { BackgroundTask } from './background-task.js'
-import { publishRunEnd, runIsTraced, traceRun, type TaskRunMessage } from './diagnostics.js'
-import { FST_BGT_TIMEOUT } from './errors.js'
-import type { ExchangeOutcome } from './exchange/outcome.js'
-import { attempt, isThenable, promiseOf } from './foreign.js'
+import type { BackgroundTask } from '../tasks/background-task.js'
+import { publishRunEnd, runIsTraced, traceRun, type TaskRunMessage } from '../tasks/diagnostics.js'
+import { FST_BGT_TIMEOUT } from '../errors.js'
+import type { ExchangeOutcome } from '../exchange/outcome.js'
+import { attempt, isThenable, promiseOf } from '../foreign.js'
 import { bindingsOf, messageOf, type Ledger } from './ledger.js'
-import { Limited } from './limits.js'
-import type { ResolvedOptions, RunOptions, TaskCondition } from './options.js'
-import { toJobError, type TaskJob } from './task-job.js'
-import { insideCleanup, type TaskList } from './task-list.js'
+import { Limited } from '../limits.js'
+import type { ResolvedOptions, RunOptions, TaskCondition } from '../options.js'
+import { toJobError, type TaskJob } from '../definitions/defined-task.js'
+import { insideCleanup, type TaskList } from '../tasks/task-list.js'
 
 /** One run of one task or cleanup: whether it runs, how long it may, and what is said when it fails. */
 export class TaskRuns {

@@ -1,6 +1,6 @@
-import type { Runner } from '../runner.js'
-import { TaskList } from '../task-list.js'
-import type { Delivery, Verdict } from './engine.js'
+import type { Runner } from '../runner/runner.js'
+import { TaskList } from '../tasks/task-list.js'
+import type { Delivery, Verdict } from '../engines/engine.js'
 
 /** Runs one delivery as a task of the app, and tells what has become of it. Never rejects. */
 export function deliver (runner: Runner, delivery: Delivery): Promise<Verdict> {

@@ -1,14 +1,14 @@
 import type { FastifyRequest } from 'fastify'
-import type { BackgroundTask } from './background-task.js'
-import type { AnyTaskDefinition } from './define-task.js'
-import type { Exchange } from './exchange/exchange.js'
-import type { ExchangeOutcome } from './exchange/outcome.js'
-import { openExchange } from './exchange/watch.js'
-import { checkTaskOptions, type TaskOptions } from './options.js'
-import { FST_BGT_CLOSED } from './errors.js'
-import type { Runner } from './runner.js'
+import type { BackgroundTask } from '../tasks/background-task.js'
+import type { AnyTaskDefinition } from '../definitions/define-task.js'
+import type { Exchange } from '../exchange/exchange.js'
+import type { ExchangeOutcome } from '../exchange/outcome.js'
+import { openExchange } from '../exchange/watch.js'
+import { checkTaskOptions, type TaskOptions } from '../options.js'
+import { FST_BGT_CLOSED } from '../errors.js'
+import type { Runner } from '../runner/runner.js'
 import type { AddedArgs, AddedTask, OverloadedArgs, OverloadedFunction, TaskAdder, TaskFunction } from './task-adder.js'
-import { TaskList } from './task-list.js'
+import { TaskList } from '../tasks/task-list.js'
 
 /** A request's tasks: they run in the order added, one at a time, once its exchange has ended. */
 export class BackgroundTasks implements TaskAdder {

@@ -1,11 +1,11 @@
 import type { FastifyInstance } from 'fastify'
-import type { Runner } from '../runner.js'
-import type { KnownTask } from '../definitions.js'
+import type { Runner } from '../runner/runner.js'
+import type { KnownTask } from '../definitions/definitions.js'
 import type { ResolvedOptions } from '../options.js'
 import { Dispatch } from './dispatch.js'
-import type { TaskEngine, TaskSpec } from './engine.js'
+import type { TaskEngine, TaskSpec } from '../engines/engine.js'
 import { EngineLink } from './engine-link.js'
-import { deliver } from './worker.js'
+import { deliver } from './deliver.js'
 
 /** Tasks of definitions go to the engine from now on. */
 export function placeOnEngine (

@@ -8,7 +8,7 @@
 import { channel, tracingChannel, type Channel } from 'node:diagnostics_channel'
 import type { FastifyRequest } from 'fastify'
 import type { BackgroundTask } from './background-task.js'
-import { attempt, isNativePromise } from './foreign.js'
+import { attempt, isNativePromise } from '../foreign.js'
 
 /**
  * Message of `tracingChannel('fastify-background-tasks.run')`: one object for each run of a task, published on `start` and `end`

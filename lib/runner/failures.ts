@@ -1,6 +1,6 @@
-import type { BackgroundTask } from './background-task.js'
-import type { JobError } from './engines/engine.js'
-import { toJobError } from './task-job.js'
+import type { BackgroundTask } from '../tasks/background-task.js'
+import type { JobError } from '../engines/engine.js'
+import { toJobError } from '../definitions/defined-task.js'
 
 /** Failures kept at most. */
 const MAX_FAILURES = 100

@@ -1,12 +1,12 @@
-import type { BackgroundTask } from './background-task.js'
-import type { AnyTaskDefinition, TaskDefinition } from './define-task.js'
+import type { BackgroundTask } from '../tasks/background-task.js'
+import type { AnyTaskDefinition, TaskDefinition } from '../definitions/define-task.js'
 import { enqueue, get, type EnqueueArgs, type EnqueueOptions } from './enqueue.js'
-import type { JobRecord, Receipt } from './engines/engine.js'
-import { checkIdleOptions, checkTaskOptions, type IdleOptions, type TaskOptions } from './options.js'
-import type { TaskStats } from './ledger.js'
+import type { JobRecord, Receipt } from '../engines/engine.js'
+import { checkIdleOptions, checkTaskOptions, type IdleOptions, type TaskOptions } from '../options.js'
+import type { TaskStats } from '../runner/ledger.js'
 import type { AddedArgs, AddedTask, TaskAdder, TaskFunction } from './task-adder.js'
-import type { Runner } from './runner.js'
-import { TaskList } from './task-list.js'
+import type { Runner } from '../runner/runner.js'
+import { TaskList } from '../tasks/task-list.js'
 
 export type { EnqueueOptions }
 

@@ -1,16 +1,16 @@
 import { createHash, randomUUID } from 'node:crypto'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { BackgroundTask } from './background-task.js'
+import { BackgroundTask } from '../tasks/background-task.js'
 import type { AnyTaskDefinition } from './define-task.js'
 import type { Definitions, KnownTask } from './definitions.js'
-import { enqueueChannel, publish } from './diagnostics.js'
-import type { Delivery, JobRecord, TaskEngine, Verdict } from './engines/engine.js'
-import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from './errors.js'
+import { enqueueChannel, publish } from '../tasks/diagnostics.js'
+import type { Delivery, JobRecord, TaskEngine, Verdict } from '../engines/engine.js'
+import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from '../errors.js'
 import { History } from './history.js'
-import type { RunOptions, TaskOptions } from './options.js'
+import type { RunOptions, TaskOptions } from '../options.js'
 import { toJson } from './payload.js'
-import { check, DELAY, NAME, type Rules } from './rules.js'
-import { TaskJob, type JobInput, type JobOrigin, type JobSurroundings } from './task-job.js'
+import { check, DELAY, NAME, type Rules } from '../rules.js'
+import { TaskJob, type JobInput, type JobOrigin, type JobSurroundings } from './defined-task.js'
 
 /** Options of a task of a definition. */
 export interface JobOptions {

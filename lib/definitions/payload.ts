@@ -1,8 +1,8 @@
 import AjvCompiler from '@fastify/ajv-compiler'
 import type { AnyTaskDefinition } from './define-task.js'
-import type { Json } from './engines/engine.js'
-import { FST_BGT_INVALID_OPTION, FST_BGT_INVALID_PAYLOAD, PACKAGE } from './errors.js'
-import { isThenable } from './foreign.js'
+import type { Json } from '../engines/engine.js'
+import { FST_BGT_INVALID_OPTION, FST_BGT_INVALID_PAYLOAD, PACKAGE } from '../errors.js'
+import { isThenable } from '../foreign.js'
 import { isStandardSchema, reasonOf, type StandardResult, type StandardSchema } from './standard-schema.js'
 
 /**

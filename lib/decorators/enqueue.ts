@@ -1,13 +1,13 @@
 /** `enqueue` and `get` of the app: one task at once, in whatever placement. */
-import { TaskDefinition, type AnyTaskDefinition } from './define-task.js'
-import type { JobRecord, Receipt } from './engines/engine.js'
-import { FST_BGT_CLOSED, FST_BGT_INVALID_TASK, typeOf } from './errors.js'
-import { attempt, isInstance } from './foreign.js'
-import { JOB_RULES, type JobOptions } from './jobs.js'
-import { check, OBJECT, type Rules } from './rules.js'
-import type { Runner } from './runner.js'
-import { jobOf } from './task-job.js'
-import { TaskList } from './task-list.js'
+import { TaskDefinition, type AnyTaskDefinition } from '../definitions/define-task.js'
+import type { JobRecord, Receipt } from '../engines/engine.js'
+import { FST_BGT_CLOSED, FST_BGT_INVALID_TASK, typeOf } from '../errors.js'
+import { attempt, isInstance } from '../foreign.js'
+import { JOB_RULES, type JobOptions } from '../definitions/jobs.js'
+import { check, OBJECT, type Rules } from '../rules.js'
+import type { Runner } from '../runner/runner.js'
+import { jobOf } from '../definitions/defined-task.js'
+import { TaskList } from '../tasks/task-list.js'
 
 /** Options of `enqueue`. */
 export interface EnqueueOptions extends JobOptions {

@@ -1,6 +1,6 @@
-import type { BackgroundTask } from './background-task.js'
-import type { Runner } from './runner.js'
-import type { TaskList } from './task-list.js'
+import type { BackgroundTask } from '../tasks/background-task.js'
+import type { Runner } from '../runner/runner.js'
+import type { TaskList } from '../tasks/task-list.js'
 
 /** What keeps added tasks from running, for a test. */
 export interface Recorder {

@@ -1,10 +1,10 @@
 import { attempt } from '../foreign.js'
-import type { BackgroundTask } from '../background-task.js'
+import type { BackgroundTask } from '../tasks/background-task.js'
 import type { ExchangeOutcome } from '../exchange/outcome.js'
-import { bindingsOf } from '../ledger.js'
-import type { Runner } from '../runner.js'
-import { jobOf } from '../task-job.js'
-import type { TaskList } from '../task-list.js'
+import { bindingsOf } from '../runner/ledger.js'
+import type { Runner } from '../runner/runner.js'
+import { jobOf } from '../definitions/defined-task.js'
+import type { TaskList } from '../tasks/task-list.js'
 import type { EngineLink } from './engine-link.js'
 
 /** Brings the tasks of definitions to the engine: those of a request before its reply goes out, others at once. */

@@ -1,6 +1,6 @@
 import { AsyncResource } from 'node:async_hooks'
-import type { BackgroundTask } from './background-task.js'
-import { jobOf } from './task-job.js'
+import type { BackgroundTask } from '../tasks/background-task.js'
+import { jobOf } from './defined-task.js'
 
 /** Ended tasks of definitions that are remembered at most. */
 const MAX_ENDED = 1_000

@@ -1,12 +1,12 @@
 import { AsyncResource } from 'node:async_hooks'
 import { randomUUID } from 'node:crypto'
 import { inspect } from 'node:util'
-import { FST_BGT_INVALID_TASK, markOurs, typeOf } from './errors.js'
-import { adopt, isGeneratorFunction, isInstance, isNative } from './foreign.js'
+import { FST_BGT_INVALID_TASK, markOurs, typeOf } from '../errors.js'
+import { adopt, isGeneratorFunction, isInstance, isNative } from '../foreign.js'
 import { nameOf, type LastFunction } from './last-function.js'
-import type { RunOptions, TaskOptions } from './options.js'
-import type { OverloadedArgs, OverloadedFunction, TaskFunction } from './task-adder.js'
-import type { TaskJob } from './task-job.js'
+import type { RunOptions, TaskOptions } from '../options.js'
+import type { OverloadedArgs, OverloadedFunction, TaskFunction } from '../decorators/task-adder.js'
+import type { TaskJob } from '../definitions/defined-task.js'
 
 /**
  * - `pending`: waits for its exchange to end, or for its turn

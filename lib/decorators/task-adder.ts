@@ -1,7 +1,7 @@
 /** The types of `addTask`. */
-import type { BackgroundTask } from './background-task.js'
-import type { AnyTaskDefinition, TaskDefinition } from './define-task.js'
-import type { JobOptions } from './jobs.js'
+import type { BackgroundTask } from '../tasks/background-task.js'
+import type { AnyTaskDefinition, TaskDefinition } from '../definitions/define-task.js'
+import type { JobOptions } from '../definitions/jobs.js'
 
 /** What takes tasks: a request's list, the app, and either of them `with()` options. */
 export interface TaskAdder {
