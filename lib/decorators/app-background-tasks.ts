@@ -2,13 +2,27 @@ import type { BackgroundTask } from '../tasks/background-task.js'
 import type { AnyTaskDefinition, TaskDefinition } from '../definitions/define-task.js'
 import { enqueue, get, type EnqueueArgs, type EnqueueOptions } from './enqueue.js'
 import type { JobRecord, Receipt } from '../engines/engine.js'
-import { checkIdleOptions, checkTaskOptions, type IdleOptions, type TaskOptions } from '../options.js'
+import { BOOLEAN, check, type Rules } from '../rules.js'
+import type { TaskFunction } from '../tasks/task-function.js'
+import { checkTaskOptions, type TaskOptions } from '../tasks/task-options.js'
 import type { TaskStats } from '../runner/ledger.js'
-import type { AddedArgs, AddedTask, TaskAdder, TaskFunction } from './task-adder.js'
-import type { Runner } from '../runner/runner.js'
-import { TaskList } from '../tasks/task-list.js'
+import type { AddedArgs, AddedTask, TaskAdder } from './task-adder.js'
+import type { Intake } from './intake.js'
 
 export type { EnqueueOptions }
+
+/** Options of `app.backgroundTasks.idle()`. */
+export interface IdleOptions {
+  /**
+   * Whether to reject with what a task threw since the last `idle()` returned, or since the plugin was registered; with an
+   * `AggregateError` when there are several (of the first 100). An error that was thrown before anybody waited may have been collected as
+   * garbage: then it is a new one, of the same name and with the message.
+   * @default false
+   */
+  readonly rejectOnFailure?: boolean | undefined
+}
+
+const IDLE_RULES: Rules = { rejectOnFailure: BOOLEAN }
 
 /** A task read back, with what its handler returned. */
 export interface TaskRecord<Result = unknown> extends Omit<JobRecord, 'result'> {
@@ -18,37 +32,37 @@ export interface TaskRecord<Result = unknown> extends Omit<JobRecord, 'result'> 
 
 /** The app's tasks, outside any request: each starts on a later turn, in the order added, and waits for no other. */
 export class AppBackgroundTasks implements TaskAdder {
-  readonly #runner: Runner
+  readonly #intake: Intake
 
   /** @internal */
-  constructor (runner: Runner) {
-    this.#runner = runner
+  constructor (intake: Intake) {
+    this.#intake = intake
   }
 
   /** @internal */
-  static runnerOf (tasks: AppBackgroundTasks): Runner {
-    return tasks.#runner
+  static intakeOf (tasks: AppBackgroundTasks): Intake {
+    return tasks.#intake
   }
 
   /** Tasks that have not finished yet, those of requests included. */
   get length (): number {
-    return this.#runner.ledger.unfinished
+    return this.#intake.runner.ledger.unfinished
   }
 
   /** Aborts when the deadline of the drain has passed. Remove the listeners that you add. */
   get signal (): AbortSignal {
-    return this.#runner.signal
+    return this.#intake.runner.signal
   }
 
   /** Counts since the plugin was registered, those of requests included. Cleanups do not count. */
   get stats (): TaskStats {
-    return this.#runner.stats
+    return this.#intake.runner.stats
   }
 
   addTask<T extends BackgroundTask | AnyTaskDefinition | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
   addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
   addTask (fn: unknown, ...args: unknown[]): BackgroundTask {
-    return new TaskList(this.#runner, undefined, 'ended').add(fn, args, undefined)
+    return this.#intake.add(this.#intake.listFor(undefined), fn, args, undefined, undefined)
   }
 
   /**
@@ -56,9 +70,8 @@ export class AppBackgroundTasks implements TaskAdder {
    * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value; `when` is none here, for there is no exchange to ask
    */
   with (options: Omit<TaskOptions, 'when'> & { readonly when?: never }): TaskAdder {
-    const runner = this.#runner
     const checked = checkTaskOptions(options, true)
-    return { addTask: (fn: unknown, ...args: unknown[]) => new TaskList(runner, undefined, 'ended').add(fn, args, checked) }
+    return { addTask: (fn: unknown, ...args: unknown[]) => this.#intake.add(this.#intake.listFor(undefined), fn, args, checked, undefined) }
   }
 
   /**
@@ -75,7 +88,7 @@ export class AppBackgroundTasks implements TaskAdder {
    */
   async enqueue<Payload>(definition: TaskDefinition<Payload>, ...args: EnqueueArgs<Payload>): Promise<Receipt> {
     const [payload, options] = args as [unknown, EnqueueOptions | undefined]
-    return await enqueue(this.#runner, definition as AnyTaskDefinition, payload, options)
+    return await enqueue(this.#intake, definition as AnyTaskDefinition, payload, options)
   }
 
   /**
@@ -89,7 +102,7 @@ export class AppBackgroundTasks implements TaskAdder {
    */
   async get<Payload, Result>(definition: TaskDefinition<Payload, Result>, id: string): Promise<TaskRecord<Result> | undefined> {
     // The result went through JSON on its way: dates in it are strings.
-    return await get(this.#runner, definition as AnyTaskDefinition, id) as TaskRecord<Result> | undefined
+    return await get(this.#intake, definition as AnyTaskDefinition, id) as TaskRecord<Result> | undefined
   }
 
   /**
@@ -99,10 +112,10 @@ export class AppBackgroundTasks implements TaskAdder {
    * @throws what a task threw, with `rejectOnFailure`
    */
   async idle (options: IdleOptions = {}): Promise<void> {
-    checkIdleOptions(options)
-    const { failures: kept } = this.#runner.ledger
+    check('idle', options, IDLE_RULES)
+    const { failures: kept } = this.#intake.runner.ledger
     const release = options.rejectOnFailure === true ? kept.hold() : undefined
-    await this.#runner.idle()
+    await this.#intake.runner.idle()
     release?.()
     const failures = kept.take()
     if (options.rejectOnFailure !== true || failures.length === 0) return

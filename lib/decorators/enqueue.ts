@@ -1,13 +1,11 @@
-/** `enqueue` and `get` of the app: one task at once, in whatever placement. */
+/** `enqueue` and `get` of the app: they store and read one task immediately, wherever tasks of definitions run. */
 import { TaskDefinition, type AnyTaskDefinition } from '../definitions/define-task.js'
 import type { JobRecord, Receipt } from '../engines/engine.js'
 import { FST_BGT_CLOSED, FST_BGT_INVALID_TASK, typeOf } from '../errors.js'
 import { attempt, isInstance } from '../foreign.js'
 import { JOB_RULES, type JobOptions } from '../definitions/jobs.js'
 import { check, OBJECT, type Rules } from '../rules.js'
-import type { Runner } from '../runner/runner.js'
-import { jobOf } from '../definitions/defined-task.js'
-import { TaskList } from '../tasks/task-list.js'
+import type { Intake } from './intake.js'
 
 /** Options of `enqueue`. */
 export interface EnqueueOptions extends JobOptions {
@@ -15,7 +13,7 @@ export interface EnqueueOptions extends JobOptions {
   readonly tx?: { executeSql: (text: string, values?: unknown[]) => Promise<unknown> } | undefined
 }
 
-/** What `enqueue` takes behind a definition. */
+/** What `enqueue` takes after a definition. */
 export type EnqueueArgs<Payload> = undefined extends Payload
   ? [payload?: Payload, options?: EnqueueOptions]
   : [payload: Payload, options?: EnqueueOptions]
@@ -24,50 +22,48 @@ const ENQUEUE_RULES: Rules = {
   ...JOB_RULES,
   tx: {
     accepts: '{ executeSql(text, values) }',
-    holds: value => OBJECT.holds(value) && typeof (value as { executeSql?: unknown }).executeSql === 'function'
+    test: value => OBJECT.test(value) && typeof (value as { executeSql?: unknown }).executeSql === 'function'
   }
 }
 
-export async function enqueue (runner: Runner, definition: AnyTaskDefinition, payload: unknown, options: EnqueueOptions = {}): Promise<Receipt> {
+export async function enqueue (intake: Intake, definition: AnyTaskDefinition, payload: unknown, options: EnqueueOptions = {}): Promise<Receipt> {
+  const { runner, jobs, dispatch } = intake
   refuseOthers('enqueue', definition)
   check('enqueue', options, ENQUEUE_RULES)
-  if (runner.closed) throw new FST_BGT_CLOSED('enqueue')
+  if (runner.isClosed) throw new FST_BGT_CLOSED('enqueue')
   const { tx, ...jobOptions } = options
-  if (tx !== undefined) runner.jobs.refuseUnless('tx', definition)
-  const task = runner.jobs.make(definition, payload, jobOptions, undefined, undefined)
+  if (tx !== undefined) jobs.refuseUnless('tx', definition)
+  const task = jobs.make(definition, payload, jobOptions, undefined, undefined)
   const { id } = task
-  const { dispatch } = runner
   if (dispatch === undefined) return addHere()
   try {
-    const [receipt = { id, duplicate: false }] = await dispatch.link.enqueue([jobOf(task).toStored()], tx)
-    if (!receipt.duplicate) runner.ledger.enqueuedAtOnce(task)
+    const [receipt = { id, duplicate: false }] = await dispatch.link.enqueue([task.toStored()], tx)
+    if (!receipt.duplicate) runner.ledger.enqueuedAlone(task)
     return receipt
   } catch (err) {
     // What belongs to a transaction cannot run without it.
-    if (tx !== undefined || runner.options.fallback !== 'local') throw err
+    if (tx !== undefined || !dispatch.fallsBack) throw err
     attempt(() => { runner.log.warn({ err, task: { id, name: definition.name } }, 'background task could not be stored: it runs here') })
     return addHere()
   }
 
   function addHere (): Receipt {
-    if (runner.jobs.history.isTaken(task)) return { id, duplicate: true }
-    runner.ledger.admit()
-    runner.jobs.history.add(task)
-    new TaskList(runner, undefined, 'ended').put(task)
+    if (jobs.history.isTaken(task)) return { id, duplicate: true }
+    intake.addAlone(task)
     return { id, duplicate: false }
   }
 }
 
-export async function get (runner: Runner, definition: AnyTaskDefinition, id: string): Promise<JobRecord | undefined> {
+export async function get (intake: Intake, definition: AnyTaskDefinition, id: string): Promise<JobRecord | undefined> {
+  const { runner, jobs, dispatch } = intake
   refuseOthers('get', definition)
   if (typeof id !== 'string') throw new FST_BGT_INVALID_TASK(`get accepts a definition and the id of a task; received ${typeOf(id)} for the id`)
-  if (runner.closed) throw new FST_BGT_CLOSED('get')
+  if (runner.isClosed) throw new FST_BGT_CLOSED('get')
   // What is recorded is here, and would not be found there.
-  if (runner.recorder !== undefined) runner.jobs.refuseUnless('get', definition)
-  const local = runner.jobs.find(definition, id)
-  const { dispatch } = runner
+  if (intake.recorder !== undefined) jobs.refuseUnless('get', definition)
+  const local = jobs.find(definition, id)
   if (dispatch === undefined || local !== undefined) return local
-  runner.jobs.refuseUnless('get', definition)
+  jobs.refuseUnless('get', definition)
   return await dispatch.link.get(definition.name, id)
 }
 

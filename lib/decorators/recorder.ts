@@ -1,20 +1,9 @@
-import type { BackgroundTask } from '../tasks/background-task.js'
-import type { Runner } from '../runner/runner.js'
-import type { TaskList } from '../tasks/task-list.js'
+import type { AddListener, Intake } from './intake.js'
 
-/** What keeps added tasks from running, for a test. */
-export interface Recorder {
+/** Keeps added tasks from running, for a test. */
+export interface Recorder extends AddListener {
   /** A plugin is registered whose tasks are to be recorded. */
-  attach: (runner: Runner) => void
-  taskAdded: (list: TaskList, task: BackgroundTask) => void
-  /** Whether it has recorded the task. */
-  has: (task: BackgroundTask) => boolean
-  /** A list is ready to run. @returns whether it is kept until it is woken again */
-  keep: (list: TaskList) => boolean
-  /** What is recorded will not run. */
-  drop: () => void
-  /** Another one takes its place. */
-  detach: () => void
+  attach: (intake: Intake) => void
 }
 
 const kRecorder = Symbol('fastify-background-tasks.recorder')

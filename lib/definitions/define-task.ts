@@ -1,6 +1,6 @@
 import type { FastifyBaseLogger, FastifyInstance, FastifyTypeProvider } from 'fastify'
-import type { TaskCondition } from '../options.js'
-import { check, CONDITION, COUNT, DURATION, FUNCTION, NAME, OBJECT, SECONDS, DELAY, type Rule, type Rules } from '../rules.js'
+import { CONDITION, type TaskCondition } from '../tasks/task-options.js'
+import { check, COUNT, DURATION, FUNCTION, NAME, OBJECT, SECONDS, DELAY, type Rule, type Rules } from '../rules.js'
 import { FST_BGT_INVALID_OPTION, markOurs } from '../errors.js'
 import { isThenable } from '../foreign.js'
 import { isStandardSchema, type InferInput, type InferOutput, type StandardSchema } from './standard-schema.js'
@@ -127,7 +127,7 @@ export class TaskDefinition<in Payload = never, out Result = unknown> {
     this.onFailed = onFailed === undefined ? undefined : (payload, error, context) => Reflect.apply(onFailed, options, [payload, error, context]) as void | Promise<void>
   }
 
-  /** Milliseconds until the start behind so many failures. */
+  /** Milliseconds until the start after so many failures. */
   backoffMs (failures: number): number {
     const { type, delay, maxDelay } = this.retry.backoff
     // Twice 0 is 0, and 0 times Infinity is no number.
@@ -182,12 +182,12 @@ export const defineTask = Object.assign(define, { withTypeProvider: () => define
 
 const QUEUE_NAME: Rule = {
   accepts: 'letters, digits, "-", "_" and "."',
-  holds: value => NAME.holds(value) && /^[\w.-]{1,128}$/.test(value as string)
+  test: value => NAME.test(value) && /^[\w.-]{1,128}$/.test(value as string)
 }
 
 const SCHEMA: Rule = {
   accepts: 'a JSON Schema or a Standard Schema',
-  holds: value => OBJECT.holds(value) || isStandardSchema(value)
+  test: value => OBJECT.test(value) || isStandardSchema(value)
 }
 
 const DEFINITION_RULES: Rules = {
@@ -201,7 +201,7 @@ const DEFINITION_RULES: Rules = {
   onFailed: FUNCTION
 }
 const RETRY_RULES: Rules = { attempts: COUNT, backoff: { ...OBJECT, accepts: 'an object of type, delay and maxDelay, in milliseconds' }, when: FUNCTION }
-const BACKOFF_TYPE: Rule = { accepts: '\'exponential\' or \'fixed\'', holds: value => value === 'exponential' || value === 'fixed' }
+const BACKOFF_TYPE: Rule = { accepts: '\'exponential\' or \'fixed\'', test: value => value === 'exponential' || value === 'fixed' }
 const BACKOFF_RULES: Rules = { type: BACKOFF_TYPE, delay: DELAY, maxDelay: DELAY }
 const KEEP_RULES: Rules = { succeeded: SECONDS, failed: SECONDS }
 
@@ -215,7 +215,7 @@ function checkDefinition (options: TaskDefinitionOptions<never, unknown> & { rea
   check(`backoff of ${where}`, options.retry?.backoff ?? {}, BACKOFF_RULES)
   check(`keep of ${where}`, options.keep ?? {}, KEEP_RULES)
   if (isStandardSchema(options.payload) && isAsync(options.payload)) {
-    throw new FST_BGT_INVALID_OPTION(`The option "payload" of ${where} accepts a synchronous schema, for addTask is synchronous; received an asynchronous one`)
+    throw new FST_BGT_INVALID_OPTION(`The option "payload" of ${where} accepts a synchronous schema, because addTask is synchronous; received an asynchronous one`)
   }
 }
 

@@ -4,14 +4,14 @@ import { isInstance } from '../foreign.js'
 import { payloadReader, type PayloadReader, type SchemaCompiler } from './payload.js'
 
 /** A definition of this app, its schema compiled. */
-export interface KnownTask {
+export interface CompiledDefinition {
   readonly definition: AnyTaskDefinition
   readonly read: PayloadReader
 }
 
 /** The definitions that an app knows. */
 export class Definitions {
-  readonly #known = new Map<string, KnownTask>()
+  readonly #compiled = new Map<string, CompiledDefinition>()
 
   /** @throws FST_BGT_INVALID_OPTION, FST_BGT_DUPLICATE_TASK */
   constructor (tasks: readonly AnyTaskDefinition[], compile: SchemaCompiler) {
@@ -19,25 +19,25 @@ export class Definitions {
       if (!isInstance(definition, TaskDefinition)) {
         throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: The option "tasks" of register accepts an array of what defineTask returns; one of them is ${typeOf(definition).includes('another copy') ? typeOf(definition) : show(definition)}`)
       }
-      if (this.#known.has(definition.name)) throw new FST_BGT_DUPLICATE_TASK(definition.name)
-      this.#known.set(definition.name, { definition, read: payloadReader(definition, compile) })
+      if (this.#compiled.has(definition.name)) throw new FST_BGT_DUPLICATE_TASK(definition.name)
+      this.#compiled.set(definition.name, { definition, read: payloadReader(definition, compile) })
     }
   }
 
-  get all (): KnownTask[] {
-    return [...this.#known.values()]
+  get all (): CompiledDefinition[] {
+    return [...this.#compiled.values()]
   }
 
-  named (name: string): KnownTask | undefined {
-    return this.#known.get(name)
+  named (name: string): CompiledDefinition | undefined {
+    return this.#compiled.get(name)
   }
 
   /** @throws FST_BGT_UNKNOWN_TASK */
-  known (definition: AnyTaskDefinition): KnownTask {
-    const known = this.#known.get(definition.name)
-    if (known?.definition === definition) return known
-    throw new FST_BGT_UNKNOWN_TASK(definition.name, known === undefined
-      ? `add it to the option "tasks" of register, which has ${[...this.#known.keys()].join(', ') || 'none'}`
+  require (definition: AnyTaskDefinition): CompiledDefinition {
+    const compiled = this.#compiled.get(definition.name)
+    if (compiled?.definition === definition) return compiled
+    throw new FST_BGT_UNKNOWN_TASK(definition.name, compiled === undefined
+      ? `add it to the option "tasks" of register, which has ${[...this.#compiled.keys()].join(', ') || 'none'}`
       : 'it is another one of that name, so its module may have been loaded twice')
   }
 }

@@ -1,11 +1,10 @@
 import { AsyncResource } from 'node:async_hooks'
-import type { BackgroundTask } from '../tasks/background-task.js'
-import { jobOf } from './defined-task.js'
+import type { DefinedTask, TaskHistory } from './defined-task.js'
 
 /** Ended tasks of definitions that are remembered at most. */
 const MAX_ENDED = 1_000
 
-/** Node's timers take no more; the next look is one then. */
+/** Node's timers take no more: the next look is then. */
 const MAX_WAIT_MS = 2 ** 31 - 1
 
 /** Milliseconds between two looks, for many records that expire one by one. */
@@ -15,15 +14,15 @@ const MIN_SWEEP_MS = 1_000
  * The tasks of definitions that this process runs, or has run: until their `keep` has passed, of those that have ended the
  * last thousand.
  */
-export class History {
-  readonly #tasks = new Map<string, BackgroundTask>()
-  #ended: BackgroundTask[] = []
+export class History implements TaskHistory {
+  readonly #tasks = new Map<string, DefinedTask>()
+  #ended: DefinedTask[] = []
   #timer: NodeJS.Timeout | undefined
   // The stores of the request whose task has ended have no place in a timer.
   readonly #context = new AsyncResource('BackgroundTasksHistory')
   #nextSweep = Infinity
 
-  find (id: string): BackgroundTask | undefined {
+  find (id: string): DefinedTask | undefined {
     const task = this.#tasks.get(id)
     if (task === undefined || !isExpired(task)) return task
     this.#tasks.delete(id)
@@ -31,25 +30,25 @@ export class History {
   }
 
   /** A task was added. One that is there already, with the same key, stays: which of them runs is decided by the first to start. */
-  add (task: BackgroundTask): void {
+  add (task: DefinedTask): void {
     if (!this.isTaken(task)) this.#tasks.set(task.id, task)
   }
 
   /** Whether another task of the same key is pending, runs, or has run. */
-  isTaken (task: BackgroundTask): boolean {
+  isTaken (task: DefinedTask): boolean {
     const other = this.find(task.id)
     return other !== undefined && other !== task && other.state !== 'skipped' && other.state !== 'abandoned'
   }
 
   /** A task is about to start: false if another one of its key has. */
-  claim (task: BackgroundTask): boolean {
+  claim (task: DefinedTask): boolean {
     const other = this.find(task.id)
-    if (other !== undefined && this.isTaken(task) && jobOf(other).attempt > 0) return false
+    if (other !== undefined && this.isTaken(task) && other.attempt > 0) return false
     this.#tasks.set(task.id, task)
     return true
   }
 
-  ended (task: BackgroundTask): void {
+  taskEnded (task: DefinedTask): void {
     if (this.#tasks.get(task.id) !== task) return
     const expiresAt = expiryOf(task)
     if (expiresAt <= performance.now()) {
@@ -89,13 +88,13 @@ export class History {
 }
 
 /** `performance.now()` from which on the record of an ended task is gone. */
-function expiryOf (task: BackgroundTask): number {
-  const { endedAt, known } = jobOf(task)
+function expiryOf (task: DefinedTask): number {
+  const { endedAt, compiled } = task
   if (endedAt === undefined) return Infinity
-  const { succeeded, failed } = known.definition.keep
+  const { succeeded, failed } = compiled.definition.keep
   return endedAt + 1_000 * (task.state === 'succeeded' ? succeeded : failed)
 }
 
-function isExpired (task: BackgroundTask): boolean {
+function isExpired (task: DefinedTask): boolean {
   return performance.now() >= expiryOf(task)
 }

@@ -1,16 +1,16 @@
 import { createHash, randomUUID } from 'node:crypto'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { BackgroundTask } from '../tasks/background-task.js'
+import type { AddedOptions } from '../tasks/task-options.js'
 import type { AnyTaskDefinition } from './define-task.js'
-import type { Definitions, KnownTask } from './definitions.js'
+import { DefinedTask, type JobInput, type TaskSurroundings } from './defined-task.js'
+import type { Envelope } from './envelope.js'
+import type { CompiledDefinition, Definitions } from './definitions.js'
 import { enqueueChannel, publish } from '../tasks/diagnostics.js'
 import type { Delivery, JobRecord, TaskEngine, Verdict } from '../engines/engine.js'
 import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from '../errors.js'
 import { History } from './history.js'
-import type { RunOptions, TaskOptions } from '../options.js'
 import { toJson } from './payload.js'
 import { check, DELAY, NAME, type Rules } from '../rules.js'
-import { TaskJob, type JobInput, type JobOrigin, type JobSurroundings } from './defined-task.js'
 
 /** Options of a task of a definition. */
 export interface JobOptions {
@@ -27,9 +27,6 @@ export interface JobOptions {
 export const JOB_RULES: Rules = { key: NAME, delay: DELAY }
 const TRACE_HEADERS = ['traceparent', 'tracestate', 'baggage'] as const
 
-/** What `with()` said, and whether a failure was handled when the task was added. */
-type AddedOptions = TaskOptions & { readonly isForFailure?: boolean }
-
 /** Where jobs go: this process, or an engine. */
 export type Placement = Pick<TaskEngine<unknown>, 'name' | 'supports'>
 
@@ -41,7 +38,7 @@ export class Jobs {
   readonly #definitions: Definitions
   readonly #placement: Placement
   /** Of jobs that no request of this process has added. */
-  readonly #outside: JobSurroundings
+  readonly #outside: TaskSurroundings
 
   constructor (app: FastifyInstance, definitions: Definitions, placement: Placement) {
     this.#definitions = definitions
@@ -53,8 +50,8 @@ export class Jobs {
    * A task to be added.
    * @throws FST_BGT_UNKNOWN_TASK, FST_BGT_INVALID_PAYLOAD, FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED
    */
-  make (definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: AddedOptions | undefined, request: FastifyRequest | undefined): BackgroundTask {
-    const known = this.#definitions.known(definition)
+  make (definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: AddedOptions | undefined, request: FastifyRequest | undefined): DefinedTask {
+    const compiled = this.#definitions.require(definition)
     if (options?.name !== undefined) {
       throw new FST_BGT_INVALID_OPTION(`The option "name" of with is for functions: a definition has a name, "${definition.name}"`)
     }
@@ -63,9 +60,9 @@ export class Jobs {
       if (jobOptions?.[option] !== undefined) this.refuseUnless(option, definition)
     }
     const text = toJson(definition.name, payload)
-    if (definition.payload !== undefined) known.read(JSON.parse(text))
+    if (definition.payload !== undefined) compiled.read(JSON.parse(text))
     const key = jobOptions?.key
-    const origin: JobOrigin = {
+    const envelope: Envelope = {
       id: key === undefined ? randomUUID() : idOf(definition.name, key),
       key,
       delayMs: jobOptions?.delay ?? 0,
@@ -74,18 +71,18 @@ export class Jobs {
       requestId: request?.id
     }
     const surroundings = request === undefined ? this.#outside : { ...this.#outside, log: request.log }
-    const task = this.#task(known, origin, { text }, surroundings, options)
-    if (enqueueChannel.hasSubscribers) publish(enqueueChannel, { task, headers: origin.headers })
+    const task = this.#task(compiled, envelope, { text }, surroundings, options)
+    if (enqueueChannel.hasSubscribers) publish(enqueueChannel, { task, headers: envelope.headers })
     return task
   }
 
   /** A task that an engine has delivered; undefined if its definition is not known. */
-  deliver (delivery: Delivery, settle: (verdict: Verdict) => void): BackgroundTask | undefined {
-    const known = this.#definitions.named(delivery.task)
-    if (known === undefined) return undefined
+  deliver (delivery: Delivery, settle: (verdict: Verdict) => void): DefinedTask | undefined {
+    const compiled = this.#definitions.named(delivery.task)
+    if (compiled === undefined) return undefined
     const { id, attempt, enqueuedAt = Date.now(), headers, requestId, payload: found } = delivery
-    const origin: JobOrigin = { id, key: undefined, delayMs: 0, enqueuedAt, headers: { ...headers }, requestId, delivery: { attempt, settle } }
-    return this.#task(known, origin, { found }, this.#outside, undefined)
+    const envelope: Envelope = { id, key: undefined, delayMs: 0, enqueuedAt, headers: { ...headers }, requestId, delivery: { attempt, settle } }
+    return this.#task(compiled, envelope, { found }, this.#outside, undefined)
   }
 
   /** @throws FST_BGT_UNSUPPORTED */
@@ -98,17 +95,15 @@ export class Jobs {
 
   /** @throws FST_BGT_UNKNOWN_TASK */
   find (definition: AnyTaskDefinition, id: string): JobRecord | undefined {
-    this.#definitions.known(definition)
+    this.#definitions.require(definition)
     const task = this.history.find(id)
-    const job = task?.options?.job
-    return task !== undefined && job?.name === definition.name ? job.toRecord(task) : undefined
+    return task?.name === definition.name ? task.toRecord() : undefined
   }
 
-  #task (known: KnownTask, origin: JobOrigin, input: JobInput, surroundings: JobSurroundings, options: AddedOptions | undefined): BackgroundTask {
-    const { name, timeout, when } = known.definition
-    const job = new TaskJob(known, origin, input, surroundings)
-    const own: RunOptions = { name, timeout: options?.timeout ?? timeout, when: options?.when ?? when, isForFailure: options?.isForFailure === true, job }
-    return BackgroundTask.ofJob(job, own)
+  #task (compiled: CompiledDefinition, envelope: Envelope, input: JobInput, surroundings: TaskSurroundings, options: AddedOptions | undefined): DefinedTask {
+    const { timeout, when } = compiled.definition
+    const own: AddedOptions = { timeout: options?.timeout ?? timeout, when: options?.when ?? when, isForFailure: options?.isForFailure === true }
+    return new DefinedTask(compiled, envelope, input, surroundings, own)
   }
 }
 

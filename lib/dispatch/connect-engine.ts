@@ -1,35 +1,49 @@
 import type { FastifyInstance } from 'fastify'
-import type { Runner } from '../runner/runner.js'
-import type { KnownTask } from '../definitions/definitions.js'
-import type { ResolvedOptions } from '../options.js'
-import { Dispatch } from './dispatch.js'
+import type { CompiledDefinition } from '../definitions/definitions.js'
+import type { Jobs } from '../definitions/jobs.js'
 import type { TaskEngine, TaskSpec } from '../engines/engine.js'
-import { EngineLink } from './engine-link.js'
+import type { Runner } from '../runner/runner.js'
 import { deliver } from './deliver.js'
+import { Dispatch } from './dispatch.js'
+import { EngineLink } from './engine-link.js'
 
-/** Tasks of definitions go to the engine from now on. */
-export function placeOnEngine (
-  app: FastifyInstance, runner: Runner, engine: TaskEngine<unknown>, tasks: readonly KnownTask[]
-): void {
-  const { worker, enqueueTimeout, fallback } = runner.options
+/** Options of `register` about the engine, with their defaults. */
+export interface EngineOptions {
+  readonly worker: false | { readonly defaultConcurrency: number, readonly concurrency: Readonly<Record<string, number>> }
+  readonly enqueueTimeout: number
+  readonly fallback: 'local' | undefined
+}
+
+/** What an app has of its core, and what it says of its tasks. */
+export interface EngineUser {
+  readonly runner: Runner
+  readonly jobs: Jobs
+  readonly definitions: readonly CompiledDefinition[]
+  readonly options: EngineOptions
+  /** Whether a test records tasks: it needs no server. */
+  readonly isRecording: () => boolean
+}
+
+/** The app's way to its engine: the link is made now, and started when the app is ready. */
+export function connectEngine (app: FastifyInstance, engine: TaskEngine<unknown>, user: EngineUser): Dispatch {
+  const { runner, jobs, definitions, options, isRecording } = user
+  const { worker, enqueueTimeout, fallback } = options
   const link = new EngineLink({
     engine,
-    tasks: tasks.map(task => specOf(task, worker)),
+    tasks: definitions.map(compiled => specOf(compiled, worker)),
     log: app.log,
     enqueueTimeout,
-    run: worker === false ? undefined : delivery => deliver(runner, delivery)
+    run: worker === false ? undefined : delivery => deliver(runner, jobs, delivery)
   })
-  runner.link = link
-  runner.dispatch = new Dispatch(runner, link, fallback === 'local')
 
   app.addHook('onReady', async function backgroundTasksOnReady () {
     link.ready()
-    // A test that records needs no server.
-    if (runner.recorder === undefined) await link.start()
+    if (!isRecording()) await link.start()
   })
+  return new Dispatch(runner, jobs.history, link, fallback === 'local')
 }
 
-function specOf ({ definition: { name, retry, timeout, keep } }: KnownTask, worker: ResolvedOptions['worker']): TaskSpec {
+function specOf ({ definition: { name, retry, timeout, keep } }: CompiledDefinition, worker: EngineOptions['worker']): TaskSpec {
   const own = worker === false || !Object.hasOwn(worker.concurrency, name) ? undefined : worker.concurrency[name]
   const concurrency = worker === false ? 1 : own ?? worker.defaultConcurrency
   return { name, attempts: retry.attempts, timeout, keep, concurrency }

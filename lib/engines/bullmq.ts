@@ -47,7 +47,7 @@ export interface BullMqOptions {
 }
 
 const RULES: Rules = {
-  connection: { accepts: 'a redis: or rediss: URL, or an object of options of ioredis, without keyPrefix', holds: isConnection, isSecret: true },
+  connection: { accepts: 'a redis: or rediss: URL, or an object of options of ioredis, without keyPrefix', test: isConnection, isSecret: true },
   prefix: NAME,
   options: SECRET_OBJECT
 }

@@ -48,10 +48,10 @@ export interface PgBossOptions {
 }
 
 const RULES: Rules = {
-  connectionString: { accepts: 'a string such as postgres://user:password@host/database', holds: isConnectionString, isSecret: true },
+  connectionString: { accepts: 'a string such as postgres://user:password@host/database', test: isConnectionString, isSecret: true },
   db: {
     accepts: 'an object with a method executeSql(text, values)',
-    holds: value => OBJECT.holds(value) && typeof (value as { executeSql?: unknown }).executeSql === 'function',
+    test: value => OBJECT.test(value) && typeof (value as { executeSql?: unknown }).executeSql === 'function',
     isSecret: true
   },
   schema: NAME,
@@ -186,7 +186,7 @@ function checkOptions (options: PgBossOptions): void {
 
 /** pg takes more than URLs: what is one has to be of PostgreSQL. */
 function isConnectionString (value: unknown): boolean {
-  if (!NAME.holds(value)) return false
+  if (!NAME.test(value)) return false
   const text = value as string
   return !URL.canParse(text) || /^(?:postgres|postgresql|socket):$/.test(new URL(text).protocol)
 }

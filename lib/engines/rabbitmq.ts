@@ -33,7 +33,7 @@ export interface RabbitMqOptions {
   readonly options?: SocketOptions | undefined
 }
 
-const RULES: Rules = { url: { accepts: 'an amqp: or amqps: URL', holds: isUrl, isSecret: true }, prefix: NAME, options: SECRET_OBJECT }
+const RULES: Rules = { url: { accepts: 'an amqp: or amqps: URL', test: isUrl, isSecret: true }, prefix: NAME, options: SECRET_OBJECT }
 
 /** Seconds. A process whose event loop stands still for eight loses its connection, and the server starts its jobs elsewhere. */
 const HEARTBEAT = '4'

@@ -1,6 +1,6 @@
 import type { BackgroundTask } from '../tasks/background-task.js'
 import type { JobError } from '../engines/engine.js'
-import { toJobError } from '../definitions/defined-task.js'
+import { toJobError } from '../definitions/job-error.js'
 
 /** Failures kept at most. */
 const MAX_FAILURES = 100

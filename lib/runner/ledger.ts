@@ -57,7 +57,7 @@ export class Ledger {
   added (list: TaskList, task: BackgroundTask): void {
     // A list of one task, the usual one, has no use for the clock of the turn.
     task.addedAt = list.unfinished === 0 ? performance.now() : this.#clock.now()
-    list.unfinished++
+    list.taskAdded()
     this.#counts.pending++
     if (addedChannel.hasSubscribers) publish(addedChannel, messageOf(list, task))
   }
@@ -69,7 +69,7 @@ export class Ledger {
   }
 
   succeeded (list: TaskList, task: BackgroundTask): void {
-    list.unfinished--
+    list.taskEnded()
     this.#counts.running--
     this.#counts.succeeded++
     task.end('succeeded', this.lastFunction)
@@ -77,7 +77,7 @@ export class Ledger {
 
   /** @returns the task's context, in which its failure is to be reported */
   failed (list: TaskList, task: BackgroundTask, error: unknown): AsyncResource {
-    list.unfinished--
+    list.taskEnded()
     // One whose `when` threw has not started.
     this.#counts[task.state === 'running' ? 'running' : 'pending']--
     this.#counts.failed++
@@ -91,12 +91,12 @@ export class Ledger {
   retried (task: BackgroundTask): void {
     this.#counts.running--
     this.#counts.pending++
-    task.again()
+    task.resetForRetry()
   }
 
   /** An engine has the task, and this process has it no longer. */
   enqueued (list: TaskList, task: BackgroundTask): void {
-    list.unfinished--
+    list.taskEnded()
     this.#counts.pending--
     this.#counts.enqueued++
     task.end('enqueued')
@@ -104,33 +104,33 @@ export class Ledger {
   }
 
   /** A job was stored that was on no list. */
-  enqueuedAtOnce (task: BackgroundTask): void {
+  enqueuedAlone (task: BackgroundTask): void {
     this.#counts.enqueued++
     task.end('enqueued')
     if (enqueuedChannel.hasSubscribers) publish(enqueuedChannel, { task })
   }
 
-  /** A task that an engine has delivered goes back there. */
-  released (list: TaskList, task: BackgroundTask): void {
-    list.unfinished--
+  /** A task that an engine has delivered is returned to it. */
+  returned (list: TaskList, task: BackgroundTask): void {
+    list.taskEnded()
     this.#counts[task.state === 'running' ? 'running' : 'pending']--
     task.end('enqueued')
   }
 
   skipped (list: TaskList, task: BackgroundTask, reason: string): void {
-    list.unfinished--
+    list.taskEnded()
     this.#counts.pending--
     this.#counts.skipped++
     // One that was cancelled has ended already.
     if (task.state === 'pending') task.end('skipped')
     if (skippedChannel.hasSubscribers) publish(skippedChannel, { ...messageOf(list, task), reason })
     attempt(() => {
-      if (isDebug(list.log)) list.log.debug({ task: bindingsOf(task), reason }, `background task skipped: ${reason}`)
+      if (isDebug(list.log)) list.log.debug({ task: task.toBindings(), reason }, `background task skipped: ${reason}`)
     })
   }
 
   abandoned (list: TaskList, task: BackgroundTask): void {
-    list.unfinished--
+    list.taskEnded()
     this.#counts[task.state === 'running' ? 'running' : 'pending']--
     this.#counts.abandoned++
     task.end('abandoned')
@@ -144,7 +144,7 @@ export class Ledger {
     this.abandoned(list, task)
     task.abort()
     attempt(() => {
-      list.log.error({ task: bindingsOf(task) }, 'background task abandoned: it was added after the app had closed')
+      list.log.error({ task: task.toBindings() }, 'background task abandoned: it was added after the app had closed')
     })
   }
 
@@ -152,16 +152,9 @@ export class Ledger {
   cleanupRefused (list: TaskList, cleanup: BackgroundTask): void {
     cleanup.end('abandoned')
     attempt(() => {
-      list.log.error({ task: bindingsOf(cleanup) }, 'cleanup of background tasks abandoned: a cleanup added it after the app had closed')
+      list.log.error({ task: cleanup.toBindings() }, 'cleanup of background tasks abandoned: a cleanup added it after the app had closed')
     })
   }
-}
-
-/** What a log line says of a task: never its arguments. */
-export function bindingsOf (task: BackgroundTask): { id: string, name: string, attempt?: number } {
-  const { id, name } = task
-  const job = task.options?.job
-  return job === undefined ? { id, name } : { id, name, attempt: job.attempt }
 }
 
 export function messageOf (list: TaskList, task: BackgroundTask): TaskAddedMessage {

@@ -14,21 +14,21 @@ export class OpenLists {
   }
 
   add (list: TaskList): void {
-    if (list.place === -1) list.place = this.#lists.push(list) - 1
+    if (list.index === -1) list.moveTo(this.#lists.push(list) - 1)
   }
 
   /** The last list takes the place of the one that leaves. */
   delete (list: TaskList): void {
-    const { place } = list
-    if (place === -1) return
-    list.place = -1
+    const { index } = list
+    if (index === -1) return
+    list.moveTo(-1)
     const last = this.#lists.pop() as TaskList
     if (last === list) return
-    this.#lists[place] = last
-    last.place = place
+    this.#lists[index] = last
+    last.moveTo(index)
   }
 
-  /** Not a copy, for the drain looks through it each time a list leaves: who makes lists leave takes a copy. */
+  /** This is no copy, because the drain looks through it each time a list leaves: who makes lists leave takes a copy. */
   [Symbol.iterator] (): Iterator<TaskList> {
     return this.#lists.values()
   }

@@ -1,47 +1,50 @@
 import { setMaxListeners } from 'node:events'
 import type { FastifyBaseLogger } from 'fastify'
-import type { BackgroundTask } from '../tasks/background-task.js'
-import { Ledger, type TaskStats } from './ledger.js'
-import { attempt, promiseOf } from '../foreign.js'
-import { OpenLists } from './open-lists.js'
-import type { Jobs } from '../definitions/jobs.js'
-import type { ResolvedOptions } from '../options.js'
+import { asDefined, type DefinedTask } from '../definitions/defined-task.js'
 import type { ExchangeOutcome } from '../exchange/outcome.js'
-import type { Dispatch } from '../dispatch/dispatch.js'
-import type { EngineLink } from '../dispatch/engine-link.js'
-import type { Recorder } from '../decorators/recorder.js'
-import type { TaskList } from '../tasks/task-list.js'
+import { attempt } from '../foreign.js'
+import type { BackgroundTask } from '../tasks/background-task.js'
+import type { ListOwner, TaskList } from '../tasks/task-list.js'
+import type { AddedOptions, TaskCondition } from '../tasks/task-options.js'
+import { Conditions } from './conditions.js'
+import type { Gate } from './gate.js'
+import { Ledger, type TaskStats } from './ledger.js'
+import { OpenLists } from './open-lists.js'
+import type { RunnerOptions } from './runner-options.js'
 import { TaskRuns } from './task-runs.js'
 import { Turns } from './turns.js'
 
-/** The executor of an app's tasks: runs the tasks of each list one by one, and knows which lists have work. */
-export class Runner {
+/** A task that the deadline of the drain has cut off, and its list. */
+export interface CutOff {
+  readonly list: TaskList
+  readonly task: BackgroundTask
+}
+
+/** Runs the tasks of each list one by one, and knows which lists have work. */
+export class Runner implements ListOwner {
   readonly log: FastifyBaseLogger
-  readonly options: ResolvedOptions
   readonly ledger: Ledger
-  readonly jobs: Jobs
-  /** The way to the engine, if there is one. */
-  link: EngineLink | undefined
-  /** None when everything runs here. */
-  dispatch: Dispatch | undefined
-  /** Keeps what a test has added from running. */
-  recorder: Recorder | undefined
   /** The lists that have work. */
   readonly open = new OpenLists()
-  /** Whether the drain is over: what is added now is abandoned. */
-  closed = false
+  gate: Gate | undefined
+  readonly #conditions: Conditions
   readonly #runs: TaskRuns
   readonly #turns: Turns
+  #isClosed = false
   #watchers: Array<() => void> = []
   #controller: AbortController | undefined
 
-  constructor (options: ResolvedOptions, log: FastifyBaseLogger, jobs: Jobs) {
+  constructor (options: RunnerOptions, log: FastifyBaseLogger) {
     this.log = log
-    this.jobs = jobs
-    this.options = options
     this.ledger = new Ledger(options.maxPending)
-    this.#runs = new TaskRuns(options, this.ledger)
+    this.#conditions = new Conditions(options.when)
+    this.#runs = new TaskRuns(options, this.ledger, this.#conditions, (list, task, ms) => { this.#delay(list, task, ms) })
     this.#turns = new Turns(options.concurrency, list => { this.#takeTurn(list) })
+  }
+
+  /** Whether the drain is over: what is added now is abandoned. */
+  get isClosed (): boolean {
+    return this.#isClosed
   }
 
   /** Aborts at the deadline of the drain. */
@@ -58,78 +61,81 @@ export class Runner {
     return this.ledger.stats(this.open)
   }
 
-  added (list: TaskList, task: BackgroundTask): void {
-    this.ledger.added(list, task)
-    this.recorder?.taskAdded(list, task)
-    this.wake(list)
-    if (this.options.waitUntil !== undefined && list.request !== undefined) this.#waitUntil(list, this.options.waitUntil)
+  /** The condition under which a task with these options runs. */
+  conditionOf (options: AddedOptions | undefined): TaskCondition {
+    return this.#conditions.of(options ?? {})
   }
 
-  /** A task that an engine has delivered has waited before. */
-  delivered (list: TaskList, task: BackgroundTask): void {
+  /** A task was put on the list. */
+  taskAdded (list: TaskList, task: BackgroundTask): void {
+    this.ledger.added(list, task)
+    this.resume(list)
+  }
+
+  /** A task that an engine has delivered was put on the list. It has waited before. */
+  taskDelivered (list: TaskList, task: BackgroundTask): void {
     this.ledger.added(list, task)
     this.open.add(list)
     this.#turns.start(list)
   }
 
-  cancelled (list: TaskList, task: BackgroundTask): void {
+  taskCancelled (list: TaskList, task: BackgroundTask): void {
     this.ledger.skipped(list, task, 'it was cancelled')
-    this.#gone(list, task)
+    this.#taskLeft(list, task)
   }
 
   /** An engine has stored the task. */
-  enqueued (list: TaskList, task: BackgroundTask): void {
+  taskStored (list: TaskList, task: BackgroundTask): void {
     this.ledger.enqueued(list, task)
-    this.#gone(list, task)
+    this.#taskLeft(list, task)
   }
 
   /** No engine has stored the task. */
-  notStored (list: TaskList, task: BackgroundTask, error: unknown): void {
+  taskNotStored (list: TaskList, task: BackgroundTask, error: unknown): void {
     this.#runs.notStored(list, task, error)
-    this.#gone(list, task)
+    this.#taskLeft(list, task)
   }
 
-  /** Whether the task's `when` holds for this outcome; if not, it is skipped. */
-  holds (list: TaskList, task: BackgroundTask, outcome: ExchangeOutcome | undefined): boolean {
-    if (this.#runs.isWanted(list, task, outcome)) return true
-    this.#gone(list, task)
+  /** Skips the task unless its `when` wants it for this outcome. @returns whether it is wanted */
+  skipUnlessWanted (list: TaskList, task: BackgroundTask, outcome: ExchangeOutcome | undefined): boolean {
+    if (this.#runs.skipUnlessWanted(list, task, outcome)) return true
+    this.#taskLeft(list, task)
     return false
   }
 
-  /** The list has work. */
-  wake (list: TaskList): void {
+  /** The list has something to run. */
+  resume (list: TaskList): void {
     this.open.add(list)
-    if (list.phase === 'ended') this.#queue(list)
+    if (list.phase === 'idle') this.#queue(list)
   }
 
   exchangeEnded (list: TaskList): void {
-    this.storeNow(list, list.exchange?.outcome)
     if (list.hasWork) this.#queue(list)
     else this.#finish(list)
   }
 
-  /** No reply will pass `onSend`, or has: what the list has for the engine is stored now. */
-  storeNow (list: TaskList, outcome: ExchangeOutcome | undefined): void {
-    // Failures are logged with their tasks.
-    this.dispatch?.flush(list, outcome)?.catch(() => {})
-  }
-
   /** Resolves when no list has work. */
   async idle (): Promise<void> {
-    while (this.open.size > 0) await new Promise<void>(resolve => { this.onLeave(resolve) })
+    while (this.open.size > 0) await new Promise<void>(resolve => { this.onListDone(resolve) })
   }
 
   /** Calls back once, when a list has no work any more, or rests. */
-  onLeave (notify: () => void): void {
+  onListDone (notify: () => void): void {
     this.#watchers.push(notify)
   }
 
+  /** The drain is over. */
+  close (): void {
+    this.#isClosed = true
+    this.#runs.close()
+  }
+
   /**
-   * Cuts off what is left of all lists, and tells their signals and cleanups. It is `abandoned` then, or `enqueued`: what an
-   * engine had delivered goes back there.
+   * Cuts off what is left of all lists, and tells their signals and cleanups. A task is `abandoned` then, or `enqueued`: what an
+   * engine had delivered is returned to it.
    */
-  abandonAll (): Array<{ list: TaskList, task: BackgroundTask }> {
-    this.closed = true
+  abandonAll (): CutOff[] {
+    this.close()
     const { reason } = AbortSignal.abort()
     const lists = [...this.open]
     const cutOff = lists.flatMap(list => this.#cutOff(list, reason).map(task => ({ list, task })))
@@ -138,12 +144,11 @@ export class Runner {
       if (list.phase === 'waiting') this.#leave(list)
       else this.#finish(list)
     }
-    // All is booked: listeners and cleanups may do what they want, and find nothing left to be cancelled.
+    // All is noted: listeners and cleanups may do what they want, and find nothing left to be cancelled.
     void this.signal
     this.#controller?.abort(reason)
     for (const { task } of cutOff) task.abort(reason)
-    // Started, and not waited for.
-    for (const { list, cleanups: left } of cleanups) for (const cleanup of left) this.#runs.cleanUp(list, cleanup)
+    for (const { list, cleanups: left } of cleanups) for (const cleanup of left) this.#runs.startCleanup(list, cleanup)
     return cutOff
   }
 
@@ -151,20 +156,29 @@ export class Runner {
     const left = list.takeAll()
     this.#runs.cutOff(list, reason)
     for (const task of left) {
-      const job = task.options?.job
-      if (job?.origin.delivery === undefined) {
+      const defined = asDefined(task)
+      if (defined?.envelope.delivery === undefined) {
         this.ledger.abandoned(list, task)
       } else {
-        this.ledger.released(list, task)
-        job.settle({ kind: 'released' })
+        this.ledger.returned(list, task)
+        defined.settle({ kind: 'released' })
       }
     }
     return left
   }
 
+  #delay (list: TaskList, task: DefinedTask, ms: number): void {
+    if (this.gate?.skipsDelays(task) === true) {
+      task.dueAt = 0
+      list.comeBack(task)
+    } else {
+      list.delay(task, ms)
+    }
+  }
+
   #queue (list: TaskList): void {
-    if (this.recorder?.keep(list) === true) {
-      list.phase = 'ended'
+    if (this.gate?.keep(list) === true) {
+      list.becomeIdle()
       this.#leave(list)
     } else {
       this.#turns.queue(list)
@@ -172,22 +186,22 @@ export class Runner {
   }
 
   #takeTurn (list: TaskList): void {
-    list.phase = 'running'
+    list.becomeRunning()
     const wait = this.#advance(list)
     if (wait !== undefined) void this.#follow(list, wait)
   }
 
-  /** Runs tasks until one has to be waited for, which it returns, or the list has ended, or the turn is up. */
+  /** Runs tasks until one has to be waited for, which it returns, or the list has ended, or the turn is over. */
   #advance (list: TaskList): Promise<unknown> | undefined {
     for (;;) {
       const task = list.next()
       try {
         const wait = task === undefined ? this.#cleanUp(list) : this.#runs.run(list, task)
-        if (wait !== undefined || list.phase === 'ended') return wait
+        if (wait !== undefined || list.phase === 'idle') return wait
       } catch (fault) {
         this.#fault(list, fault)
       }
-      if (list.hasWork && this.#turns.isUp()) {
+      if (list.hasWork && this.#turns.turnIsOver()) {
         this.#turns.queue(list)
         return undefined
       }
@@ -197,20 +211,20 @@ export class Runner {
   /** Runs a cleanup, or ends the list. */
   #cleanUp (list: TaskList): Promise<unknown> | undefined {
     if (list.isWaitingForTasks) {
-      list.phase = 'ended'
+      list.becomeIdle()
       this.ledger.lastFunction.forget()
-      this.#turns.leave(list)
+      this.#turns.releaseSeat(list)
       // The drain does not wait for what comes after its deadline.
       this.#notify()
       return undefined
     }
     const cleanup = list.nextCleanup()
-    if (cleanup !== undefined) return this.#runs.run(list, cleanup, true)
+    if (cleanup !== undefined) return this.#runs.runCleanup(list, cleanup)
     this.#finish(list)
     return undefined
   }
 
-  /** Goes on behind a promise: a task's, or that of an `onError`. */
+  /** Goes on after a promise: a task's, or that of an `onError`. */
   async #follow (list: TaskList, first: Promise<unknown>): Promise<void> {
     const { epoch } = list
     let wait: Promise<unknown> | undefined = first
@@ -230,7 +244,7 @@ export class Runner {
         else wait = this.#failed(list, task as BackgroundTask, error)
       }
       if (wait !== undefined) continue
-      if (list.hasWork && this.#turns.isUp()) return this.#turns.queue(list)
+      if (list.hasWork && this.#turns.turnIsOver()) return this.#turns.queue(list)
       wait = this.#advance(list)
     }
   }
@@ -244,24 +258,24 @@ export class Runner {
     }
   }
 
-  /** A fault in the booking of a task costs no other one, and no other list. */
+  /** A fault of ours while the end of a task is noted costs no other task, and no other list. */
   #fault (list: TaskList, err: unknown): void {
-    list.current = undefined
+    list.doneWithTask()
     attempt(() => { list.log.error({ err }, 'the end of a background task could not be noted') })
   }
 
   /** A task has left a list without having run there. */
-  #gone (list: TaskList, task: BackgroundTask): void {
+  #taskLeft (list: TaskList, task: BackgroundTask): void {
     list.forget(task)
     if (list.phase === 'waiting' && !list.hasWork) this.#leave(list)
     // It may have been the last one that the cleanups waited for.
-    else if (list.phase === 'ended' && list.place !== -1) this.#turns.queue(list)
+    else if (list.phase === 'idle' && list.index !== -1) this.#turns.queue(list)
   }
 
   #finish (list: TaskList): void {
-    list.phase = 'ended'
+    list.becomeIdle()
     this.ledger.lastFunction.forget()
-    this.#turns.leave(list)
+    this.#turns.releaseSeat(list)
     this.#leave(list)
     list.end()
   }
@@ -276,19 +290,5 @@ export class Runner {
     const watchers = this.#watchers
     this.#watchers = []
     for (const notify of watchers) notify()
-  }
-
-  #waitUntil (list: TaskList, waitUntil: (promise: Promise<void>) => void): void {
-    const ended = list.whenEnded()
-    if (ended === undefined) return
-    const failed = (err: unknown): void => {
-      attempt(() => { list.log.error({ err }, 'waitUntil failed: the platform may not wait for the background tasks') })
-    }
-    try {
-      // An async function fits its type.
-      promiseOf(waitUntil(ended))?.catch(failed)
-    } catch (error) {
-      failed(error)
-    }
   }
 }

@@ -37,18 +37,18 @@ export class Turns {
 
   /** The list has work. */
   queue (list: TaskList): void {
-    list.phase = 'queued'
-    if (this.#hasSeat(list)) this.#schedule(list)
+    list.becomeQueued()
+    if (this.#seat(list)) this.#schedule(list)
     else this.#seatless.push(list)
   }
 
   /**
-   * As `queue`, but the first one of a turn of the event loop, with none before it, runs at once. Not those behind it: what comes
+   * As `queue`, but the first list of a turn of the event loop, with none before it, runs immediately. Those after it do not: what comes
    * together and runs together answers together.
    */
   start (list: TaskList): void {
-    list.phase = 'queued'
-    if (!this.#hasSeat(list)) {
+    list.becomeQueued()
+    if (!this.#seat(list)) {
       this.#seatless.push(list)
     } else if (this.#scheduled) {
       this.#schedule(list)
@@ -56,15 +56,15 @@ export class Turns {
       this.#scheduled = true
       this.#begin()
       this.#advance(list)
-      // Behind it: the handler has no use for it, and an idle worker's takes a few µs.
+      // Scheduled afterwards: the handler has no use for the turn, and that of an idle worker takes a few µs.
       this.#callTurn()
     }
   }
 
-  /** The list has no work left. */
-  leave (list: TaskList): void {
-    if (!list.seated) return
-    list.seated = false
+  /** The list has no work left: the next one that waits for a seat has it. */
+  releaseSeat (list: TaskList): void {
+    if (!list.hasSeat) return
+    list.leaveSeat()
     this.#seats++
     // One may have been abandoned meanwhile.
     let next = this.#seatless.shift()
@@ -73,7 +73,7 @@ export class Turns {
   }
 
   /** Whether other work should have its chance. */
-  isUp (): boolean {
+  turnIsOver (): boolean {
     if (--this.#credits > 0) return false
     const now = performance.now()
     const short = now - this.#lookedAt < SHORT_MS * this.#granted
@@ -82,11 +82,11 @@ export class Turns {
     return now >= this.#endsAt
   }
 
-  #hasSeat (list: TaskList): boolean {
-    if (list.seated) return true
+  #seat (list: TaskList): boolean {
+    if (list.hasSeat) return true
     if (this.#seats === 0) return false
     this.#seats--
-    list.seated = true
+    list.takeSeat()
     return true
   }
 
@@ -113,7 +113,7 @@ export class Turns {
     this.#scheduled = false
     this.#begin()
     for (let i = 0; i < lists.length; i++) {
-      if (i > 0 && this.isUp()) {
+      if (i > 0 && this.turnIsOver()) {
         const later = this.#ready
         this.#ready = []
         for (const list of lists.slice(i).concat(later)) this.#schedule(list)

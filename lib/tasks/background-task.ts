@@ -1,12 +1,12 @@
 import { AsyncResource } from 'node:async_hooks'
 import { randomUUID } from 'node:crypto'
 import { inspect } from 'node:util'
+import type { FastifyBaseLogger } from 'fastify'
 import { FST_BGT_INVALID_TASK, markOurs, typeOf } from '../errors.js'
-import { adopt, isGeneratorFunction, isInstance, isNative } from '../foreign.js'
+import { adopt, isFunction, isInstance, isNative } from '../foreign.js'
 import { nameOf, type LastFunction } from './last-function.js'
-import type { RunOptions, TaskOptions } from '../options.js'
-import type { OverloadedArgs, OverloadedFunction, TaskFunction } from '../decorators/task-adder.js'
-import type { TaskJob } from '../definitions/defined-task.js'
+import type { OverloadedArgs, OverloadedFunction, TaskFunction } from './task-function.js'
+import type { AddedOptions } from './task-options.js'
 
 /**
  * - `pending`: waits for its exchange to end, or for its turn
@@ -20,6 +20,14 @@ export type TaskState = 'pending' | 'running' | 'succeeded' | 'failed' | 'skippe
 
 /** In the place of a function, for {@link BackgroundTask.of}. */
 const checkedAlready = (): void => {}
+
+/** What a log line says of a task: never its arguments. */
+export interface TaskBindings {
+  readonly id: string
+  readonly name: string
+  /** Of a task of a definition. */
+  readonly attempt?: number
+}
 
 /** What a task lets go when it has ended: its function with its arguments, its list, and the context of its `addTask` call. */
 class TaskCall extends AsyncResource {
@@ -51,8 +59,8 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   #id: string | undefined
   /** The controller of the signal, if that was asked for; or why the signal would have aborted. */
   #signal: AbortController | { readonly reason: unknown } | undefined
-  /** @internal What `with()` and the definition said. */
-  options: RunOptions | undefined
+  /** @internal What `with()` and the definition said; none after the end. */
+  options: AddedOptions | undefined
   /** @internal `performance.now()` of the `addTask` call. */
   addedAt = 0
 
@@ -64,7 +72,7 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   constructor (fn: TaskFunction<Args>, ...args: Args)
   constructor (fn: TaskFunction, ...args: unknown[]) {
     if (fn === checkedAlready) return
-    if (typeof fn !== 'function' || isGeneratorFunction(fn)) throw invalidTask('new BackgroundTask', fn)
+    if (!isFunction(fn)) throw invalidTask('new BackgroundTask', fn)
     this.#call = new TaskCall(fn, args)
   }
 
@@ -72,14 +80,6 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   static of (fn: TaskFunction, args: unknown[]): BackgroundTask {
     const task = new BackgroundTask(checkedAlready)
     task.#call = new TaskCall(fn, args)
-    return task
-  }
-
-  /** @internal A task of a definition. */
-  static ofJob (job: TaskJob, options: RunOptions): BackgroundTask {
-    const task: BackgroundTask = new BackgroundTask(() => job.run(task))
-    task.#id = job.origin.id
-    task.options = options
     return task
   }
 
@@ -104,6 +104,17 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   toJSON (): { id: string, name: string, state: TaskState } {
     const { id, name, state } = this
     return { id, name, state }
+  }
+
+  /** @internal */
+  toBindings (): TaskBindings {
+    const { id, name } = this
+    return { id, name }
+  }
+
+  /** @internal The logger that the task brings along. */
+  get log (): FastifyBaseLogger | undefined {
+    return undefined
   }
 
   /** @internal */
@@ -153,7 +164,7 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   }
 
   /** @internal Puts the task on a list. */
-  join (owner: TaskOwner, options: TaskOptions | undefined): void {
+  attachTo (owner: TaskOwner, options: AddedOptions | undefined): void {
     const call = this.#call
     if (call === undefined || call.owner !== undefined || this.#state !== 'pending') throw notFree('addTask', this)
     call.owner = owner
@@ -161,7 +172,7 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   }
 
   /** @internal A task made elsewhere sees the `AsyncLocalStorage` stores of its `addTask` call. */
-  recontext (): void {
+  captureContext (): void {
     // One that can be added has them.
     const { fn, args, owner } = this.#call as TaskCall
     this.#call = new TaskCall(fn, args)
@@ -174,7 +185,7 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   }
 
   /** @internal The next attempt has its own signal. */
-  again (): void {
+  resetForRetry (): void {
     this.#state = 'pending'
     this.#signal = undefined
   }
@@ -221,7 +232,8 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     this.#call = undefined
     // The usual task has neither.
     if (this.#signal !== undefined) this.#letSignalGo(this.#signal)
-    if (this.options !== undefined) this.#letOptionsGo(this.options)
+    // Conditions are closures of somebody else's.
+    if (this.options !== undefined) this.options = undefined
     return call
   }
 
@@ -238,12 +250,6 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     if (this.#state === 'abandoned' || this.#state === 'enqueued' || !(known instanceof AbortController)) return
     const { signal } = known
     this.#signal = signal.aborted ? { reason: signal.reason } : undefined
-  }
-
-  /** Conditions are closures of somebody else's. */
-  #letOptionsGo ({ job }: RunOptions): void {
-    this.options = job === undefined ? undefined : { job }
-    job?.ended(this)
   }
 }
 

@@ -1,5 +1,5 @@
 import { isGeneratorFunction, readOr } from '../foreign.js'
-import type { TaskFunction } from '../decorators/task-adder.js'
+import type { TaskFunction } from './task-function.js'
 
 /**
  * What is known of the function that was used last. Reading the name of a function, or its prototype, takes as long as a short task,
