@@ -1,7 +1,7 @@
 import { Writable } from 'node:stream'
 import { setImmediate as turn } from 'node:timers/promises'
 import tap from 'tap'
-import { bullmq } from '../../lib/engines/bullmq.js'
+import { bullmq } from '../../lib/engines/bullmq/index.js'
 import { cork } from '../../lib/engines/cork.js'
 import { openRedis } from '../support/redis.js'
 import { conformance } from './suite.js'

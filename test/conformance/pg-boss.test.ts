@@ -1,4 +1,4 @@
-import { pgBoss } from '../../lib/engines/pg-boss.js'
+import { pgBoss } from '../../lib/engines/pg-boss/index.js'
 import { openPostgres } from '../support/postgres.js'
 import { conformance } from './suite.js'
 

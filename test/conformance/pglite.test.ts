@@ -1,6 +1,6 @@
 import { PGlite } from '@electric-sql/pglite'
 import { fromPglite } from 'pg-boss'
-import { pgBoss } from '../../lib/engines/pg-boss.js'
+import { pgBoss } from '../../lib/engines/pg-boss/index.js'
 import { conformance } from './suite.js'
 
 conformance(async t => {

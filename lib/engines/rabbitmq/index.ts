@@ -4,15 +4,15 @@
  * @module rabbitmq
  */
 import type { SocketOptions } from 'amqplib'
-import { FST_BGT_INVALID_OPTION } from '../errors.js'
-import { within } from '../limits.js'
-import { check, NAME, SECRET_OBJECT, type Rules } from '../rules.js'
-import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
-import { RabbitMqConnection, type RabbitMqConnectionOptions } from './rabbitmq-connection.js'
-import { RabbitMqConsumer } from './rabbitmq-consumer.js'
-import { toContent, toProperties } from './rabbitmq-messages.js'
-import { RabbitMqPublisher } from './rabbitmq-publisher.js'
-import { RabbitMqQueues } from './rabbitmq-queues.js'
+import { FST_BGT_INVALID_OPTION } from '../../errors.js'
+import { within } from '../../limits.js'
+import { check, NAME, SECRET_OBJECT, type Rules } from '../../rules.js'
+import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
+import { RabbitMqConnection, type RabbitMqConnectionOptions } from './connection.js'
+import { RabbitMqConsumer } from './consumer.js'
+import { toContent, toProperties } from './messages.js'
+import { RabbitMqPublisher } from './publisher.js'
+import { RabbitMqQueues } from './queues.js'
 
 /** Options of `rabbitmq()`. A wrong value throws `FST_BGT_INVALID_OPTION` there. */
 export interface RabbitMqOptions {

@@ -1,9 +1,9 @@
 import { AsyncResource } from 'node:async_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Delivery, Job, TaskSpec, Verdict } from './engine.js'
-import { PgBossConsumer } from './pg-boss-consumer.js'
-import type { PgBossServer } from './pg-boss-server.js'
-import { nextDue, reclaim } from './pg-boss-statements.js'
+import type { Delivery, Job, TaskSpec, Verdict } from '../engine.js'
+import { PgBossConsumer } from './consumer.js'
+import type { PgBossServer } from './server.js'
+import { nextDue, reclaim } from './statements.js'
 
 /** Milliseconds between two looks for jobs that have become due, or that no notification told of. */
 const POLL_MS = 500

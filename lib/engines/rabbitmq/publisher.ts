@@ -1,8 +1,8 @@
 /** The publishing side of the RabbitMQ engine: each message is confirmed by the server, or an error. */
 import type { ChannelModel, ConfirmChannel, Options } from 'amqplib'
-import { cork } from './cork.js'
-import { destroy, plain, socketOf, type RabbitMqConnection } from './rabbitmq-connection.js'
-import type { Address, RabbitMqQueues } from './rabbitmq-queues.js'
+import { cork } from '../cork.js'
+import { destroy, plain, socketOf, type RabbitMqConnection } from './connection.js'
+import type { Address, RabbitMqQueues } from './queues.js'
 
 export class RabbitMqPublisher {
   readonly #queues: RabbitMqQueues

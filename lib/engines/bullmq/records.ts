@@ -1,7 +1,7 @@
 /** How a task is kept in BullMQ: what its job carries, how the error of an attempt is stored, and how a record is read. */
 import { Job as BullJob, type JobJson, type JobsOptions, type Queue } from 'bullmq'
 import type { Redis } from 'ioredis'
-import type { Delivery, Job, JobError, JobRecord, JobState, Json, TaskSpec } from './engine.js'
+import type { Delivery, Job, JobError, JobRecord, JobState, Json, TaskSpec } from '../engine.js'
 
 /**
  * The data of a job. Anybody may write one: `queue.add('send-email', { payload: { to: 'jane@example.com' } })`, with the

@@ -1,8 +1,8 @@
-import type { Delivery, TaskSpec, Verdict } from './engine.js'
-import { type FetchedJob, storable, toDelivery } from './pg-boss-jobs.js'
-import { PgBossSettler } from './pg-boss-settler.js'
-import type { PgBossServer } from './pg-boss-server.js'
-import { keepTimes, type Settlement } from './pg-boss-statements.js'
+import type { Delivery, TaskSpec, Verdict } from '../engine.js'
+import { type FetchedJob, storable, toDelivery } from './jobs.js'
+import type { PgBossServer } from './server.js'
+import { PgBossSettler } from './settler.js'
+import { keepTimes, type Settlement } from './statements.js'
 
 /**
  * A fetch costs 2 to 4 ms, however few jobs it brings, so jobs are taken in advance: those that will start within so many

@@ -1,5 +1,5 @@
-import { type PgBossServer, refusesValue } from './pg-boss-server.js'
-import { NOTIFY, settle, type Settlement } from './pg-boss-statements.js'
+import { type PgBossServer, refusesValue } from './server.js'
+import { NOTIFY, settle, type Settlement } from './statements.js'
 
 /** Verdicts in one statement at most. */
 const MAX_BATCH = 1_000

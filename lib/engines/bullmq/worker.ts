@@ -2,8 +2,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker, WaitingError, type Job as BullJob, type JobJson, type WorkerOptions } from 'bullmq'
 import type { Redis } from 'ioredis'
-import { AttemptFailed, toDelivery } from './bullmq-records.js'
-import type { Delivery, Json, TaskSpec, Verdict } from './engine.js'
+import type { Delivery, Json, TaskSpec, Verdict } from '../engine.js'
+import { AttemptFailed, toDelivery } from './records.js'
 
 /**
  * A process that died is noticed when the lock of its jobs has run out, plus one check: 6 to 8 s. A handler may block the

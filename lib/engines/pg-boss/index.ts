@@ -7,12 +7,12 @@ import { AssertionError } from 'node:assert'
 import { PgBoss } from 'pg-boss'
 // A CommonJS module may read the types of an ES module, if it says so.
 import type { ConstructorOptions } from 'pg-boss' with { 'resolution-mode': 'import' }
-import { FST_BGT_INVALID_OPTION } from '../errors.js'
-import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../rules.js'
-import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
-import { isStorable, toInsert, toRecord } from './pg-boss-jobs.js'
-import { PgBossServer, REQUEST_MS, refusesValue } from './pg-boss-server.js'
-import { PgBossWorker } from './pg-boss-worker.js'
+import { FST_BGT_INVALID_OPTION } from '../../errors.js'
+import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../../rules.js'
+import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
+import { isStorable, toInsert, toRecord } from './jobs.js'
+import { PgBossServer, REQUEST_MS, refusesValue } from './server.js'
+import { PgBossWorker } from './worker.js'
 
 /** A transaction of the caller: jobs stored with it are visible after its commit, and gone after its rollback. */
 export interface PgBossTx {

@@ -5,13 +5,13 @@
  */
 import { Queue, type JobsOptions, type QueueOptions, type WorkerOptions } from 'bullmq'
 import { Redis, type ChainableCommander, type RedisOptions } from 'ioredis'
-import { FST_BGT_INVALID_OPTION } from '../errors.js'
-import { within } from '../limits.js'
-import { check, NAME, SECRET_OBJECT, type Rules } from '../rules.js'
-import { isExpired, JsonData, JsonJob, readRecord, toJobOptions, type TaskQueue } from './bullmq-records.js'
-import { TaskWorker } from './bullmq-worker.js'
-import { cork } from './cork.js'
-import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
+import { FST_BGT_INVALID_OPTION } from '../../errors.js'
+import { within } from '../../limits.js'
+import { check, NAME, SECRET_OBJECT, type Rules } from '../../rules.js'
+import { cork } from '../cork.js'
+import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
+import { isExpired, JsonData, JsonJob, readRecord, toJobOptions, type TaskQueue } from './records.js'
+import { TaskWorker } from './worker.js'
 
 /** What is set by definitions, by the engine's own options, or by the promises of an engine. */
 const RESERVED = {

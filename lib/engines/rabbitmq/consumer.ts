@@ -1,13 +1,13 @@
 /** The consuming side of the RabbitMQ engine: one consumer per definition. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Channel, ChannelModel, ConsumeMessage } from 'amqplib'
-import { attempt } from '../foreign.js'
-import { cork } from './cork.js'
-import type { Delivery, TaskSpec, Verdict } from './engine.js'
-import { plain, quietly, socketOf } from './rabbitmq-connection.js'
-import { copyOf, dueAtOf, failedCopyOf, toDelivery } from './rabbitmq-messages.js'
-import type { RabbitMqPublisher } from './rabbitmq-publisher.js'
-import type { RabbitMqQueues } from './rabbitmq-queues.js'
+import { attempt } from '../../foreign.js'
+import { cork } from '../cork.js'
+import type { Delivery, TaskSpec, Verdict } from '../engine.js'
+import { plain, quietly, socketOf } from './connection.js'
+import { copyOf, dueAtOf, failedCopyOf, toDelivery } from './messages.js'
+import type { RabbitMqPublisher } from './publisher.js'
+import type { RabbitMqQueues } from './queues.js'
 
 /** Milliseconds after which is tried again what the server did not take. */
 const RECOVERY_MS = 500

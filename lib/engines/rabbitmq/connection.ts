@@ -1,7 +1,7 @@
 /** One connection to RabbitMQ: opened, set up, and restored for as long as it is wanted. */
 import type { Socket } from 'node:net'
 import { connect, type Channel, type ChannelModel, type RecoveringChannelModel, type SocketOptions } from 'amqplib'
-import { within } from '../limits.js'
+import { within } from '../../limits.js'
 
 /** Milliseconds without a byte after which an attempt to connect has failed. */
 const CONNECT_MS = 2_000

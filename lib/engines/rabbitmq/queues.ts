@@ -1,8 +1,8 @@
 /** The queues of the engine: one per definition, one beside it for what has failed, and those where jobs wait. */
 import type { Channel, ChannelModel, Options } from 'amqplib'
 import type { FastifyBaseLogger } from 'fastify'
-import type { TaskSpec } from './engine.js'
-import { onChannel } from './rabbitmq-connection.js'
+import type { TaskSpec } from '../engine.js'
+import { onChannel } from './connection.js'
 
 /**
  * Attempts are the core's to count: the server is never to give a job up by itself, as RabbitMQ 4 does after 20 deliveries.

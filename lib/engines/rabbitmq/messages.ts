@@ -1,7 +1,7 @@
 /** Jobs as messages: docs/rabbitmq.md has the format for workers in other languages. */
 import { randomUUID } from 'node:crypto'
 import type { Message, Options } from 'amqplib'
-import type { Delivery, Job, JobError } from './engine.js'
+import type { Delivery, Job, JobError } from '../engine.js'
 
 /** The headers that are this engine's. All others are the job's own, trace context among them. */
 const HEADER = {

@@ -2,7 +2,7 @@
  * What pg-boss 12.38 has no call for, as statements on its tables. They use columns that its documentation describes, and
  * leave a job as its own calls would.
  */
-import type { TaskSpec } from './engine.js'
+import type { TaskSpec } from '../engine.js'
 
 /** A verdict as `settle` takes it. */
 export interface Settlement {

@@ -2,10 +2,10 @@ import { createHash } from 'node:crypto'
 import { Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type ConstructorOptions, type Db, type JobInsert, PgBoss } from 'pg-boss'
-import type { EngineEvents, TaskSpec } from './engine.js'
-import type { FetchedJob } from './pg-boss-jobs.js'
-import { PreparedStatements } from './pg-boss-prepared.js'
-import { IN_INDEX_ORDER, keepTimes, neverExpire } from './pg-boss-statements.js'
+import type { EngineEvents, TaskSpec } from '../engine.js'
+import type { FetchedJob } from './jobs.js'
+import { PreparedStatements } from './prepared.js'
+import { IN_INDEX_ORDER, keepTimes, neverExpire } from './statements.js'
 
 /** Milliseconds to reach the server at the start, and for every later connection. */
 const CONNECT_MS = 2_000

@@ -1,6 +1,6 @@
 /** Jobs as pg-boss stores them. */
 import type { JobInsert, JobWithMetadata } from 'pg-boss'
-import type { Delivery, Job, JobError, JobRecord, JobState, Json } from './engine.js'
+import type { Delivery, Job, JobError, JobRecord, JobState, Json } from '../engine.js'
 
 /** What a queue hands out. */
 export interface FetchedJob {
