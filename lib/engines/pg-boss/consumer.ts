@@ -5,30 +5,30 @@ import { PgBossSettler } from './settler.js'
 import { keepTimes, type Settlement } from './statements.js'
 
 /**
- * A fetch costs 2 to 4 ms, however few jobs it brings, so jobs are taken in advance: those that will start within so many
- * milliseconds, as their durations of late tell. None of slow jobs. With 1,000 in place of 2,000, drains had 0.85 of the rate.
+ * A fetch takes 2 to 4 ms, however few jobs it brings, so jobs are taken in advance: those that will start within so many
+ * milliseconds, as the durations of the last jobs tell. Slow jobs are not. With 1,000 instead of 2,000, drains had 0.85 of the rate.
  */
 const AHEAD_MS = 50
 const MAX_AHEAD = 2_000
-/** Characters of JSON that are taken in advance, as one job of each fetch tells: large payloads are not to fill the memory. */
+/** Characters of JSON that are taken in advance, so that large payloads do not fill the memory. One job of each fetch tells the size. */
 const MAX_AHEAD_SIZE = 16_777_216
-/** Milliseconds after which a job that was taken in advance, and had to wait after all, is given back. */
+/** Milliseconds after which a job that was taken in advance, and had to wait after all, is returned. */
 const STALE_MS = 200
-/** Milliseconds that a job is taken to last before any has ended: 60 quick ones later, jobs are taken in advance. */
+/** Milliseconds that a job is expected to last before any has ended. After 60 quick jobs, jobs are taken in advance. */
 const SLOW_MS = 1_000
-/** Jobs whose verdicts the server does not know: no more are taken. */
+/** Most jobs whose verdicts the server does not know. At this number no more are taken. */
 const MAX_UNSETTLED = 2_000
 
-/** A job that this process has. */
-interface Held {
+/** A job that this process has taken, and has not settled. */
+interface TakenJob {
   readonly job: FetchedJob
-  /** When it was fetched, and then when it was started. */
+  /** The time of its fetch, and after its start the time of its start. */
   since: number
 }
 
 /**
- * Runs the jobs of one queue. pg-boss counts a start when it hands a job out: when the process dies, the jobs that it had
- * fetched and not yet started, for 200 ms at most, have lost an attempt too. So jobs that may start only once are not taken in advance.
+ * Runs the jobs of one queue. pg-boss counts an attempt when it hands a job out. When the process dies, the jobs that it had fetched and not
+ * yet started, within the last 200 ms, have lost an attempt too. So a job that has only one attempt is never taken in advance.
  */
 export class PgBossConsumer {
   readonly #spec: TaskSpec
@@ -36,26 +36,27 @@ export class PgBossConsumer {
   readonly #run: (delivery: Delivery) => Promise<Verdict>
   readonly #settler: PgBossSettler
   readonly #keep: TaskSpec['keep']
-  readonly #running = new Set<Held>()
-  #waiting: Held[] = []
-  #lasts = SLOW_MS
+  readonly #running = new Set<TakenJob>()
+  #waiting: TakenJob[] = []
+  /** Milliseconds that a job lasts, as an average of the last ones. */
+  #duration = SLOW_MS
   /** Characters of a job, rather too many than too few. */
   #size = 1
   #mayHaveJobs = true
   #isFetching = false
   #isPaused = false
-  #stale: NodeJS.Timeout | undefined
-  #onIdle: (() => void) | undefined
+  #staleTimer: NodeJS.Timeout | undefined
+  #onChange: (() => void) | undefined
 
-  /** @param onPutBack called when a job is due again in so many milliseconds */
-  constructor (spec: TaskSpec, server: PgBossServer, run: (delivery: Delivery) => Promise<Verdict>, onPutBack: (ms: number) => void) {
+  /** @param onReturned called when a job was returned to its queue, and is due again in so many milliseconds */
+  constructor (spec: TaskSpec, server: PgBossServer, run: (delivery: Delivery) => Promise<Verdict>, onReturned: (ms: number) => void) {
     this.#spec = spec
     this.#server = server
     this.#run = run
     this.#keep = keepTimes(spec.keep)
     this.#settler = new PgBossSettler(spec.name, server, settlements => {
-      for (const { delay } of settlements) if (delay !== undefined) onPutBack(delay)
-      // The bound for unsettled jobs may have held it up.
+      for (const { delay } of settlements) if (delay !== undefined) onReturned(delay)
+      // The limit of unsettled jobs may have stopped the fetching.
       this.#fill()
       this.#changed()
     })
@@ -65,7 +66,7 @@ export class PgBossConsumer {
     return this.#spec.name
   }
 
-  /** Whether it would take a job that is said to be there. */
+  /** Whether this consumer would take a job if it learned of one. */
   get isWaiting (): boolean {
     return !this.#mayHaveJobs && !this.#isPaused
   }
@@ -76,20 +77,20 @@ export class PgBossConsumer {
     this.#fill()
   }
 
-  /** Gives back what has not started. */
+  /** Takes no further jobs, and returns those that have not started. */
   pause (): void {
     this.#isPaused = true
-    this.#giveBack(this.#waiting.splice(0))
+    this.#return(this.#waiting.splice(0))
   }
 
-  /** Resolves when nothing runs and the server knows all verdicts. */
+  /** Resolves when nothing runs and the server knows every verdict. */
   async idle (): Promise<void> {
     while (this.#isFetching || this.#running.size > 0 || !this.#settler.isIdle) {
-      await new Promise<void>(resolve => { this.#onIdle = resolve })
+      await new Promise<void>(resolve => { this.#onChange = resolve })
     }
   }
 
-  /** Signs of life of what runs, except for jobs that have just been started. */
+  /** Shows signs of life of the jobs that run, except those that have just started. */
   async touch (olderThanMs: number): Promise<void> {
     const limit = performance.now() - olderThanMs
     const jobs = Array.from(this.#running).filter(({ since }) => since <= limit).map(({ job }) => job)
@@ -97,21 +98,20 @@ export class PgBossConsumer {
   }
 
   close (): void {
-    clearTimeout(this.#stale)
+    clearTimeout(this.#staleTimer)
   }
 
   #fill (): void {
     if (!this.#mayHaveJobs || this.#isFetching || this.#isPaused) return
-    const count = this.#room()
+    const count = this.#countToFetch()
     if (count > 0) void this.#fetch(count)
   }
 
-  /** How many jobs to fetch. */
-  #room (): number {
+  #countToFetch (): number {
     const { concurrency, attempts } = this.#spec
-    const ahead = attempts === 1 ? 0 : Math.floor(Math.min(concurrency * AHEAD_MS / this.#lasts, MAX_AHEAD, MAX_AHEAD_SIZE / this.#size))
+    const ahead = attempts === 1 ? 0 : Math.floor(Math.min(concurrency * AHEAD_MS / this.#duration, MAX_AHEAD, MAX_AHEAD_SIZE / this.#size))
     const room = concurrency + ahead - this.#running.size - this.#waiting.length
-    // While there are jobs to start, not for a handful.
+    // While there are jobs to start, a fetch for a handful more does not pay.
     if (this.#waiting.length > 0 && room < ahead / 4) return 0
     return Math.min(room, MAX_UNSETTLED - this.#settler.size)
   }
@@ -137,53 +137,53 @@ export class PgBossConsumer {
   #take (jobs: readonly FetchedJob[]): void {
     const since = performance.now()
     this.#waiting.push(...jobs.map(job => ({ job, since })))
-    if (this.#isPaused) this.#giveBack(this.#waiting.splice(0))
+    if (this.#isPaused) this.#return(this.#waiting.splice(0))
     this.#startWaiting()
-    if (this.#waiting.length > 0) this.#stale ??= setTimeout(() => { this.#giveBackStale() }, STALE_MS)
+    if (this.#waiting.length > 0) this.#staleTimer ??= setTimeout(() => { this.#returnStale() }, STALE_MS)
   }
 
   #startWaiting (): void {
     while (this.#running.size < this.#spec.concurrency) {
-      const held = this.#waiting.shift()
-      if (held === undefined) return
-      held.since = performance.now()
-      this.#running.add(held)
-      void this.#run(toDelivery(this.name, held.job)).then(verdict => { this.#ended(held, verdict) })
+      const taken = this.#waiting.shift()
+      if (taken === undefined) return
+      taken.since = performance.now()
+      this.#running.add(taken)
+      void this.#run(toDelivery(this.name, taken.job)).then(verdict => { this.#ended(taken, verdict) })
     }
   }
 
-  #ended (held: Held, verdict: Verdict): void {
-    this.#running.delete(held)
-    this.#lasts += (performance.now() - held.since - this.#lasts) / 16
-    this.#settler.add(this.#toSettlement(held.job, verdict))
+  #ended (taken: TakenJob, verdict: Verdict): void {
+    this.#running.delete(taken)
+    this.#duration += (performance.now() - taken.since - this.#duration) / 16
+    this.#settler.add(this.#toSettlement(taken.job, verdict))
     this.#startWaiting()
     this.#fill()
   }
 
-  #giveBackStale (): void {
-    this.#stale = undefined
+  #returnStale (): void {
+    this.#staleTimer = undefined
     const limit = performance.now() - STALE_MS
     const count = this.#waiting.findLastIndex(({ since }) => since <= limit) + 1
-    if (count > 0) this.#lasts = SLOW_MS
-    this.#giveBack(this.#waiting.splice(0, count))
-    if (this.#waiting.length > 0) this.#stale = setTimeout(() => { this.#giveBackStale() }, STALE_MS)
+    if (count > 0) this.#duration = SLOW_MS
+    this.#return(this.#waiting.splice(0, count))
+    if (this.#waiting.length > 0) this.#staleTimer = setTimeout(() => { this.#returnStale() }, STALE_MS)
   }
 
-  #giveBack (helds: readonly Held[]): void {
-    for (const { job } of helds) this.#settler.add(this.#toSettlement(job, { kind: 'released' }))
+  #return (jobs: readonly TakenJob[]): void {
+    for (const { job } of jobs) this.#settler.add(this.#toSettlement(job, { kind: 'released' }))
   }
 
-  #toSettlement ({ id, retryCount: starts }: FetchedJob, verdict: Verdict): Settlement {
+  #toSettlement ({ id, retryCount: attemptsBefore }: FetchedJob, verdict: Verdict): Settlement {
     switch (verdict.kind) {
-      case 'done': return { id, starts, state: 'completed', output: storable(verdict.result), keep: this.#keep.succeeded }
-      case 'failed': return { id, starts, state: 'failed', output: storable(verdict.error), keep: this.#keep.failed }
-      case 'retry': return { id, starts, state: 'retry', output: storable(verdict.error), delay: verdict.delayMs }
-      case 'released': return { id, starts, state: starts > 0 ? 'retry' : 'created', uncounted: true }
+      case 'done': return { id, attemptsBefore, state: 'completed', output: storable(verdict.result), keep: this.#keep.succeeded }
+      case 'failed': return { id, attemptsBefore, state: 'failed', output: storable(verdict.error), keep: this.#keep.failed }
+      case 'retry': return { id, attemptsBefore, state: 'retry', output: storable(verdict.error), delay: verdict.delayMs }
+      case 'released': return { id, attemptsBefore, state: attemptsBefore > 0 ? 'retry' : 'created', uncounted: true }
     }
   }
 
   #changed (): void {
-    this.#onIdle?.()
-    this.#onIdle = undefined
+    this.#onChange?.()
+    this.#onChange = undefined
   }
 }

@@ -5,13 +5,13 @@ import { PgBossConsumer } from './consumer.js'
 import type { PgBossServer } from './server.js'
 import { nextDue, reclaim } from './statements.js'
 
-/** Milliseconds between two looks for jobs that have become due, or that no notification told of. */
+/** Milliseconds between two searches for jobs that have become due, or that no notification told of. */
 const POLL_MS = 500
-/** Milliseconds between two looks at least. */
-const LOOK_MS = 10
-/** Milliseconds between two signs of life; without one for 10 s, a job is another process's. */
-const BEAT_MS = 2_000
-/** After a failure, the living have so many milliseconds to show signs of life before the dead are told from them. */
+/** The least milliseconds between two searches. */
+const MIN_POLL_MS = 10
+/** Milliseconds between two signs of life. After 10 s without one, a job is handed to another process. */
+const HEARTBEAT_MS = 2_000
+/** Milliseconds after a failure in which other processes can show signs of life again, before any of them counts as dead. */
 const GRACE_MS = 5_000
 
 interface DueRow {
@@ -19,41 +19,41 @@ interface DueRow {
   readonly ms: number
 }
 
-/** Runs the jobs of all queues, and knows when there are some: by notification, by timer, by looking. */
+/** Runs the jobs of all queues. It learns of new jobs from notifications, from the delays of jobs that it has seen, and by polling. */
 export class PgBossWorker {
   readonly #server: PgBossServer
   readonly #consumers: ReadonlyMap<string, PgBossConsumer>
-  // Jobs run in no request's context, whoever stored the job that woke them.
+  // A job does not run in the context of the request that stored it, nor of the request that woke this worker.
   readonly #context = new AsyncResource('BackgroundTasksWorker')
-  #look: NodeJS.Timeout | undefined
-  #beat: NodeJS.Timeout | undefined
-  #isLooking = false
-  #looksAt = Infinity
-  // Other processes may have been cut off until a moment ago, too.
-  #failedAt = performance.now()
+  #pollTimer: NodeJS.Timeout | undefined
+  #heartbeatTimer: NodeJS.Timeout | undefined
+  #isPolling = false
+  #nextPollAt = Infinity
+  // At the start, too: other processes may have been cut off until a moment ago.
+  #lastFailureAt = performance.now()
   #subscription: { close(): Promise<void> } | undefined
 
   constructor (server: PgBossServer, tasks: readonly TaskSpec[], run: (delivery: Delivery) => Promise<Verdict>) {
     this.#server = server
     this.#consumers = new Map(tasks.map(task => [
       task.name,
-      new PgBossConsumer(task, server, run, ms => { this.#lookIn(ms) })
+      new PgBossConsumer(task, server, run, ms => { this.#pollIn(ms) })
     ]))
   }
 
   /** Never rejects. */
   async start (): Promise<void> {
     await this.#listen()
-    this.#beat = setTimeout(() => { void this.#keepAlive() }, BEAT_MS)
-    this.#lookIn(POLL_MS)
+    this.#heartbeatTimer = setTimeout(() => { void this.#heartbeat() }, HEARTBEAT_MS)
+    this.#pollIn(POLL_MS)
     this.#wakeAll()
   }
 
-  /** Jobs were stored here: there need be no notification to find them. */
-  added (jobs: readonly Job[]): void {
+  /** This process has stored jobs, so no notification is needed to find them. */
+  jobsStored (jobs: readonly Job[]): void {
     this.#context.runInAsyncScope(() => {
       for (const { task, delayMs } of jobs) {
-        if (delayMs > 0) this.#lookIn(delayMs)
+        if (delayMs > 0) this.#pollIn(delayMs)
         else if (this.#subscription === undefined) this.#consumers.get(task)?.wake()
       }
     })
@@ -69,10 +69,10 @@ export class PgBossWorker {
     const idle = Promise.all(Array.from(this.#consumers.values(), consumer => consumer.idle()))
     await Promise.race([idle, sleep(drainMs, undefined, { signal: late.signal }).catch(() => {})])
     late.abort()
-    clearTimeout(this.#look)
-    clearTimeout(this.#beat)
+    clearTimeout(this.#pollTimer)
+    clearTimeout(this.#heartbeatTimer)
     for (const consumer of this.#consumers.values()) consumer.close()
-    // It is ended with the other connections, whether or not this one can say goodbye.
+    // The server closes this connection with its others, whether or not it can close by itself.
     void this.#subscription?.close().catch(() => {})
   }
 
@@ -80,12 +80,12 @@ export class PgBossWorker {
     for (const consumer of this.#consumers.values()) consumer.wake()
   }
 
-  /** The channel of pg-boss, over a connection of its own that it restores by itself. */
+  /** Listens on pg-boss's channel, over a connection of its own, which pg-boss restores by itself. */
   async #listen (): Promise<void> {
     try {
       this.#subscription = await this.#server.ask(async boss => await boss.getDb().listen?.(
         this.#server.channel,
-        // PGlite notifies in the context of the statement that did.
+        // PGlite calls this in the context of the statement that notified.
         queue => { this.#context.runInAsyncScope(() => this.#consumers.get(queue)?.wake()) },
         () => { this.#wakeAll() }
       ))
@@ -94,56 +94,56 @@ export class PgBossWorker {
     }
   }
 
-  /** Looks in so many milliseconds, or at the next poll, if that is before. */
-  #lookIn (ms: number): void {
-    const delay = Math.min(Math.max(ms, LOOK_MS), POLL_MS)
+  /** Polls after so many milliseconds, or earlier if a poll is due earlier. */
+  #pollIn (ms: number): void {
+    const delay = Math.min(Math.max(ms, MIN_POLL_MS), POLL_MS)
     const at = performance.now() + delay
-    if (at >= this.#looksAt || this.#server.closing.aborted) return
-    clearTimeout(this.#look)
-    this.#looksAt = at
-    this.#look = setTimeout(() => {
-      this.#looksAt = Infinity
-      void this.#lookNow()
+    if (at >= this.#nextPollAt || this.#server.closing.aborted) return
+    clearTimeout(this.#pollTimer)
+    this.#nextPollAt = at
+    this.#pollTimer = setTimeout(() => {
+      this.#nextPollAt = Infinity
+      void this.#poll()
     }, delay)
   }
 
-  async #lookNow (): Promise<void> {
-    if (this.#isLooking) return this.#lookIn(LOOK_MS)
-    this.#isLooking = true
+  async #poll (): Promise<void> {
+    if (this.#isPolling) return this.#pollIn(MIN_POLL_MS)
+    this.#isPolling = true
     const names = Array.from(this.#consumers.values()).filter(({ isWaiting }) => isWaiting).map(({ name }) => name)
     try {
-      this.#lookIn(names.length > 0 ? await this.#wakeDue(names) : POLL_MS)
+      this.#pollIn(names.length > 0 ? await this.#wakeDue(names) : POLL_MS)
     } catch (error) {
-      this.#fail(error)
-      this.#lookIn(POLL_MS)
+      this.#onFailure(error)
+      this.#pollIn(POLL_MS)
     }
-    this.#isLooking = false
+    this.#isPolling = false
   }
 
   /** @returns milliseconds until the next job is due */
   async #wakeDue (names: readonly string[]): Promise<number> {
     const rows = await this.#server.query(nextDue(this.#server.schema), [names]) as DueRow[]
     for (const { name, ms } of rows) if (ms <= 0) this.#consumers.get(name)?.wake()
-    // Behind one that is due now there may be another.
-    return Math.min(POLL_MS, ...rows.map(({ ms }) => Math.max(ms, 2 * LOOK_MS)))
+    // After the job that is due now another one may follow.
+    return Math.min(POLL_MS, ...rows.map(({ ms }) => Math.max(ms, 2 * MIN_POLL_MS)))
   }
 
-  async #keepAlive (): Promise<void> {
+  async #heartbeat (): Promise<void> {
     try {
-      // First of all, so that a process that was held up does not take its own jobs for dead.
-      await Promise.all(Array.from(this.#consumers.values(), consumer => consumer.touch(BEAT_MS)))
-      if (performance.now() - this.#failedAt > GRACE_MS) {
+      // This comes first, so that a process that was held up does not count its own jobs as lost.
+      await Promise.all(Array.from(this.#consumers.values(), consumer => consumer.touch(HEARTBEAT_MS)))
+      if (performance.now() - this.#lastFailureAt > GRACE_MS) {
         await this.#server.query(reclaim(this.#server.schema), [Array.from(this.#consumers.keys())])
       }
       if (this.#subscription === undefined) await this.#listen()
     } catch (error) {
-      this.#fail(error)
+      this.#onFailure(error)
     }
-    if (!this.#server.closing.aborted) this.#beat = setTimeout(() => { void this.#keepAlive() }, BEAT_MS)
+    if (!this.#server.closing.aborted) this.#heartbeatTimer = setTimeout(() => { void this.#heartbeat() }, HEARTBEAT_MS)
   }
 
-  #fail (error: unknown): void {
-    this.#failedAt = performance.now()
+  #onFailure (error: unknown): void {
+    this.#lastFailureAt = performance.now()
     this.#server.report(error)
   }
 }
