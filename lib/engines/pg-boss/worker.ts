@@ -29,7 +29,7 @@ export class PgBossWorker {
   #heartbeatTimer: NodeJS.Timeout | undefined
   #isPolling = false
   #nextPollAt = Infinity
-  // At the start, too: other processes may have been cut off until a moment ago.
+  // The start counts as a failure, because other processes may have been cut off until a moment ago.
   #lastFailureAt = performance.now()
   #subscription: { close(): Promise<void> } | undefined
 
