@@ -1,12 +1,13 @@
-import { type PgBossServer, refusesValue } from './pg-boss-server.js'
-import { NOTIFY, settle, type Settlement } from './pg-boss-statements.js'
+import { refusesValue } from './errors.js'
+import type { PgBossServer } from './server.js'
+import { NOTIFY, settle, type Settlement } from './statements.js'
 
-/** Verdicts in one statement at most. */
+/** Most verdicts of one statement. */
 const MAX_BATCH = 1_000
 
 /**
- * Tells the server the verdicts of one queue: those that come while a statement is under way go together in the next one. What
- * the server cannot be told now is kept, until it can.
+ * Tells the server the verdicts of one queue. Verdicts that come while a statement is under way go together in the next one. What the server
+ * cannot be told now is kept until it can.
  */
 export class PgBossSettler {
   readonly #queue: string
@@ -14,10 +15,11 @@ export class PgBossSettler {
   readonly #statement: string
   readonly #onSettled: (settlements: readonly Settlement[]) => void
   #waiting: Settlement[] = []
-  #underWay = 0
+  /** Verdicts of the statement that is under way. */
+  #beingWritten = 0
   #isRunning = false
-  /** Two statements on the same jobs at once could lock each other out. */
-  #turn: Promise<void> = Promise.resolve()
+  /** The end of the last statement. Two concurrent statements on the same jobs could lock each other out. */
+  #lastStatement: Promise<void> = Promise.resolve()
 
   constructor (queue: string, server: PgBossServer, onSettled: (settlements: readonly Settlement[]) => void) {
     this.#queue = queue
@@ -26,9 +28,9 @@ export class PgBossSettler {
     this.#onSettled = onSettled
   }
 
-  /** Verdicts that the server does not know. */
+  /** Verdicts that the server does not know yet. */
   get size (): number {
-    return this.#waiting.length + this.#underWay
+    return this.#waiting.length + this.#beingWritten
   }
 
   get isIdle (): boolean {
@@ -39,11 +41,11 @@ export class PgBossSettler {
     this.#waiting.push(settlement)
     if (this.#isRunning) return
     this.#isRunning = true
-    // Those that end in the same turn of the event loop go together.
+    // The verdicts of one turn of the event loop go together.
     setImmediate(() => { void this.#runAll() })
   }
 
-  /** Signs of life. */
+  /** Shows signs of life of jobs. */
   async touch (jobs: Array<{ readonly id: string, readonly retryCount: number }>): Promise<void> {
     await this.#inTurn(async () => { await this.#server.ask(boss => boss.touch(this.#queue, jobs)) })
   }
@@ -51,13 +53,13 @@ export class PgBossSettler {
   async #runAll (): Promise<void> {
     while (this.#waiting.length > 0 && !this.#server.closing.aborted) {
       const batch = this.#waiting.splice(0, MAX_BATCH)
-      this.#underWay = batch.length
+      this.#beingWritten = batch.length
       try {
         await this.#inTurn(() => this.#write(batch))
-        this.#underWay = 0
+        this.#beingWritten = 0
         this.#onSettled(batch)
       } catch (error) {
-        this.#underWay = 0
+        this.#beingWritten = 0
         this.#waiting = batch.concat(this.#waiting)
         this.#server.report(error)
         await this.#server.pause()
@@ -78,7 +80,7 @@ export class PgBossSettler {
     if (batch.some(({ uncounted }) => uncounted)) await this.#notify()
   }
 
-  /** One result that the server cannot store (of more than 256 MB, say) is not to hold up the others. */
+  /** One result that the server cannot store, for example one of more than 256 MB, does not hold up the others. */
   async #writeSingly (batch: readonly Settlement[], error: unknown): Promise<void> {
     const [first, ...others] = batch
     if (others.length > 0) {
@@ -90,14 +92,14 @@ export class PgBossSettler {
     }
   }
 
-  /** Late is better than not at all, and not at all is half a second late. */
+  /** Tells other processes of a job that was returned. Without this they find it half a second later, when they poll. */
   async #notify (): Promise<void> {
     await this.#server.query(NOTIFY, [this.#server.channel, this.#queue]).catch(() => {})
   }
 
   #inTurn (call: () => Promise<void>): Promise<void> {
-    const result = this.#turn.then(call)
-    this.#turn = result.catch(() => {})
+    const result = this.#lastStatement.then(call)
+    this.#lastStatement = result.catch(() => {})
     return result
   }
 }

@@ -1,76 +1,78 @@
-/** Jobs as messages: docs/rabbitmq.md has the format for workers in other languages. */
+/** Tasks as messages of RabbitMQ. docs/rabbitmq.md describes the format for workers in other languages. */
 import { randomUUID } from 'node:crypto'
 import type { Message, Options } from 'amqplib'
-import type { Delivery, Job, JobError } from './engine.js'
+import type { Delivery, Job, JobError } from '../engine.js'
+import { headersOf, isObject, requestIdOf, timeOf } from '../stored-task.js'
 
-/** The headers that are this engine's. All others are the job's own, trace context among them. */
+/** The headers of this engine. All other headers belong to the task, trace context among them. */
 const HEADER = {
-  /** Starts before this message was published; none: 0. Those whose process died meanwhile are counted by the queue. */
+  /** Attempts before this message was published. Without it there were none. The queue counts later attempts whose process died. */
   attempts: 'fbt-attempts',
-  /** Milliseconds since the epoch before which it does not start. */
+  /** The time before which the task does not start, in milliseconds since the epoch. */
   due: 'fbt-due'
 } as const
 
-/** What the server adds, or takes for an order to deliver a copy elsewhere. */
-const SERVERS = /^(?:x-death|x-(?:first|last)-death-.*|x-delivery-count|x-acquired-count|x-delivered|CC|BCC)$/
-/** Bytes of a short text of the protocol. */
+/** Headers that the server adds, or takes for an order to deliver a copy elsewhere. */
+const SERVER_HEADERS = /^(?:x-death|x-(?:first|last)-death-.*|x-delivery-count|x-acquired-count|x-delivered|CC|BCC)$/
+/** Most bytes of a short text of the protocol. */
 const MAX_SHORT = 255
-/** amqplib encodes 64 KiB of headers. Half of it, for numbers of bytes and characters differ. */
+/** Most characters of headers. amqplib encodes 64 KiB of them; this is half, because the numbers of bytes and characters differ. */
 const MAX_HEADERS = 32_768
 
 export function toContent ({ text }: Job): Buffer {
   return Buffer.from(text)
 }
 
-export function toProperties ({ id, task, headers, requestId, enqueuedAt }: Job, dueAt: number | undefined): Options.Publish {
+export function toProperties ({ id, task, headers, requestId: givenId, enqueuedAt }: Job, dueAt: number | undefined): Options.Publish {
+  const requestId = requestIdOf(givenId)
   return {
     mandatory: true,
     persistent: true,
     contentType: 'application/json',
     messageId: id,
-    // A client may have given it.
+    // A client may have chosen the id of its request, and its length.
     correlationId: requestId !== undefined && Buffer.byteLength(requestId) <= MAX_SHORT ? requestId : undefined,
     type: task,
     timestamp: Math.floor(enqueuedAt / 1000),
-    // amqplib makes a prototype of what it is given, which V8 is slow at.
+    // amqplib makes a prototype of the headers that it is given, which is slow in V8, so no headers are better than an empty object.
     headers: dueAt !== undefined ? { ...headers, [HEADER.due]: dueAt } : Object.keys(headers).length === 0 ? undefined : headers
   } as Options.Publish
 }
 
-/** A delivery, of whoever's hand: a body that is no JSON is delivered as text. */
+/** Reads a message, whoever wrote it. A body that is no JSON is delivered as a text. */
 export function toDelivery (task: string, { content, properties, fields }: Message): Delivery {
-  const headers = headersOf(properties)
+  const headers = allHeadersOf(properties)
   const { messageId, correlationId, timestamp } = properties as Record<'messageId' | 'correlationId' | 'timestamp', unknown>
   return {
-    // Found again after a crash it would have another one, which is all that can be done.
+    // A message without an id gets another one when it is delivered again after a crash. Nothing better can be done.
     id: typeof messageId === 'string' && messageId !== '' ? messageId : randomUUID(),
     task,
     payload: toPayload(content),
-    // Before it was delivered once, the count is no word of the queue's.
+    // The queue has counted only if it has delivered the message before. Otherwise the publisher has sent this count.
     attempt: countOf(headers[HEADER.attempts]) + (fields.redelivered ? countOf(headers['x-delivery-count']) : 0) + 1,
-    enqueuedAt: typeof timestamp === 'number' ? timestamp * 1000 : undefined,
-    headers: textsOf(headers),
-    requestId: typeof correlationId === 'string' && correlationId !== '' ? correlationId : undefined
+    enqueuedAt: typeof timestamp === 'number' ? timeOf(timestamp * 1000) : undefined,
+    headers: headersOf(headers, isReserved),
+    requestId: requestIdOf(correlationId)
   }
 }
 
-/** When it may start, if someone has said that. */
+/** The time before which a message may not start, if it has one. */
 export function dueAtOf ({ properties }: Message): number | undefined {
-  const due = headersOf(properties)[HEADER.due]
+  const due = allHeadersOf(properties)[HEADER.due]
   return typeof due === 'number' && Number.isFinite(due) ? due : undefined
 }
 
-/** A copy of a message, to be published in its place. */
+/** The properties of a copy, which is published in the place of a message. */
 export function copyOf ({ properties }: Message, { id, attempts, dueAt }: { readonly id: string, readonly attempts: number, readonly dueAt?: number | undefined }): Options.Publish {
-  const headers = kept(headersOf(properties))
+  const headers = headersToKeep(properties)
   if (attempts > 0) headers[HEADER.attempts] = attempts
   if (dueAt !== undefined) headers[HEADER.due] = dueAt
   return { ...propertiesOf(properties), messageId: id, headers }
 }
 
-/** A copy for the queue of what has failed. Put back as it is, it starts from its first attempt. */
+/** The properties of a copy for the queue of what has failed for good. If somebody moves it back as it is, it starts from its first attempt. */
 export function failedCopyOf ({ properties }: Message, { id, attempt, error, keepMs }: { readonly id: string, readonly attempt: number, readonly error: JobError, readonly keepMs: number }): Options.Publish {
-  const headers = kept(headersOf(properties))
+  const headers = headersToKeep(properties)
   headers['fbt-failed-attempt'] = attempt
   headers['fbt-failed-at'] = new Date().toISOString()
   headers['fbt-error-name'] = error.name.slice(0, 200)
@@ -84,23 +86,22 @@ function propertiesOf (properties: Message['properties']): Options.Publish {
   return { contentType, contentEncoding, type, timestamp, correlationId, appId, mandatory: true, persistent: true } as Options.Publish
 }
 
-/** The headers that a copy has, too: neither the server's nor what was said of the start before. */
-function kept (headers: Readonly<Record<string, unknown>>): Record<string, unknown> {
+/** The headers that a copy takes over: not those of the server, and not those that tell of the attempt before. */
+function headersToKeep (properties: Message['properties']): Record<string, unknown> {
   const own = new Set<string>([HEADER.attempts, HEADER.due])
-  const entries = Object.entries(headers).filter(([name]) => !own.has(name) && !/^fbt-(?:failed|error)-/.test(name) && !SERVERS.test(name))
+  const entries = Object.entries(allHeadersOf(properties)).filter(([name]) => !own.has(name) && !/^fbt-(?:failed|error)-/.test(name) && !SERVER_HEADERS.test(name))
   const copied = Object.fromEntries(entries)
-  // Someone else's client may encode more, and a copy has to be possible.
+  // Another client may encode more headers than amqplib does, and a copy has to be possible all the same.
   return JSON.stringify(copied, (_, value: unknown) => typeof value === 'bigint' ? String(value) : value).length <= MAX_HEADERS ? copied : {}
 }
 
-function headersOf ({ headers }: Message['properties']): Readonly<Record<string, unknown>> {
-  return typeof headers === 'object' && headers !== null ? headers : {}
+function allHeadersOf ({ headers }: Message['properties']): Readonly<Record<string, unknown>> {
+  return isObject(headers) ? headers : {}
 }
 
-/** What travels with the job for the handler: texts that are neither this engine's nor the server's. */
-function textsOf (headers: Readonly<Record<string, unknown>>): Record<string, string> {
-  return Object.fromEntries(Object.entries(headers).filter((entry): entry is [string, string] =>
-    typeof entry[1] === 'string' && !entry[0].startsWith('fbt-') && !SERVERS.test(entry[0])))
+/** Whether a header does not belong to the task: its handler does not see it. */
+function isReserved (name: string): boolean {
+  return name.startsWith('fbt-') || SERVER_HEADERS.test(name)
 }
 
 function toPayload (content: Buffer): unknown {

@@ -4,15 +4,15 @@
  * @module rabbitmq
  */
 import type { SocketOptions } from 'amqplib'
-import { FST_BGT_INVALID_OPTION } from '../errors.js'
-import { within } from '../limits.js'
-import { check, NAME, SECRET_OBJECT, type Rules } from '../rules.js'
-import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
-import { RabbitMqConnection, type RabbitMqConnectionOptions } from './rabbitmq-connection.js'
-import { RabbitMqConsumer } from './rabbitmq-consumer.js'
-import { toContent, toProperties } from './rabbitmq-messages.js'
-import { RabbitMqPublisher } from './rabbitmq-publisher.js'
-import { RabbitMqQueues } from './rabbitmq-queues.js'
+import { FST_BGT_INVALID_OPTION } from '../../errors.js'
+import { within } from '../../limits.js'
+import { check, NAME, SECRET_OBJECT, type Rules } from '../../rules.js'
+import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
+import { RabbitMqConnection, type RabbitMqConnectionOptions } from './connection.js'
+import { RabbitMqConsumer } from './consumer.js'
+import { toContent, toProperties } from './messages.js'
+import { RabbitMqPublisher } from './publisher.js'
+import { RabbitMqQueues } from './queues.js'
 
 /** Options of `rabbitmq()`. A wrong value throws `FST_BGT_INVALID_OPTION` there. */
 export interface RabbitMqOptions {
@@ -29,19 +29,19 @@ export interface RabbitMqOptions {
    */
   readonly prefix?: string | undefined
 
-  /** What amqplib's `connect` takes beside: `ca`, `cert`, `key`, `credentials`, `clientProperties`, … */
+  /** Other options of amqplib's `connect`: `ca`, `cert`, `key`, `credentials`, `clientProperties`, … */
   readonly options?: SocketOptions | undefined
 }
 
 const RULES: Rules = { url: { accepts: 'an amqp: or amqps: URL', test: isUrl, isSecret: true }, prefix: NAME, options: SECRET_OBJECT }
 
-/** Seconds. A process whose event loop stands still for eight loses its connection, and the server starts its jobs elsewhere. */
+/** Seconds. A process whose event loop is blocked for twice as long loses its connection, and the server starts its jobs elsewhere. */
 const HEARTBEAT = '4'
-/** Milliseconds between two looks whether consumers are served. */
-const LOOK_MS = 10_000
+/** Milliseconds after which a consumer that has received nothing subscribes anew. */
+const QUIET_MS = 10_000
 
 /**
- * Durable jobs in RabbitMQ 3.10 or later, by amqplib. A definition is a queue of its name, behind the prefix. Supports `delay`.
+ * Durable jobs in RabbitMQ 3.10 or later, by amqplib. A definition is a queue of its name, after the prefix. Supports `delay`.
  * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
  */
 export function rabbitmq (options: RabbitMqOptions = {}): TaskEngine {
@@ -59,11 +59,11 @@ class RabbitMqEngine implements TaskEngine {
   #tasks: readonly TaskSpec[] = []
   #queues!: RabbitMqQueues
   #publisher!: RabbitMqPublisher
-  /** Of its own, for a server that is short of memory or disk reads no more from who publishes: verdicts still get through. */
+  /** A connection of its own: a server that is short of memory or disk stops reading from connections that publish, and acknowledgements still get through here. */
   #consuming: RabbitMqConnection | undefined
   #publishing: RabbitMqConnection | undefined
   #consumers: RabbitMqConsumer[] = []
-  #looking: NodeJS.Timeout | undefined
+  #quietTimer: NodeJS.Timeout | undefined
 
   constructor (options: RabbitMqOptions) {
     this.#options = options
@@ -95,11 +95,11 @@ class RabbitMqEngine implements TaskEngine {
       await Promise.all(this.#consumers.map(consumer => consumer.setUp(model)))
     })
     await this.#consuming.keepOpening()
-    this.#looking = setInterval(() => { void this.#look() }, LOOK_MS).unref()
+    this.#quietTimer = setInterval(() => { void this.#resubscribeQuiet() }, QUIET_MS).unref()
   }
 
   async pause (): Promise<void> {
-    clearInterval(this.#looking)
+    clearInterval(this.#quietTimer)
     await Promise.all(this.#consumers.map(consumer => consumer.pause()))
   }
 
@@ -127,11 +127,11 @@ class RabbitMqEngine implements TaskEngine {
     return new RabbitMqConnection({ url: withHeartbeat(url), socket: options, name: `fastify-background-tasks ${prefix} ${role}`, setUp, onError: this.#report })
   }
 
-  async #look (): Promise<void> {
+  async #resubscribeQuiet (): Promise<void> {
     try {
-      await Promise.all(this.#consumers.map(consumer => consumer.look()))
+      await Promise.all(this.#consumers.map(consumer => consumer.resubscribeIfQuiet()))
     } catch {
-      // Of a connection that was lost: it has said so.
+      // The connection was lost, which it has reported.
     }
   }
 }

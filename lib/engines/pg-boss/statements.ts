@@ -1,44 +1,47 @@
 /**
- * What pg-boss 12.38 has no call for, as statements on its tables. They use columns that its documentation describes, and
- * leave a job as its own calls would.
+ * Statements on the tables of pg-boss, for what pg-boss 12.38 has no call. They use columns that its documentation describes, and leave a
+ * job as the calls of pg-boss would.
  */
-import type { TaskSpec } from './engine.js'
+import type { TaskSpec } from '../engine.js'
 
-/** A verdict as `settle` takes it. */
+/** A verdict, as the statement of `settle` takes it. */
 export interface Settlement {
   readonly id: string
-  /** Starts before the one that is settled. */
-  readonly starts: number
+  /** Attempts before the one that is settled. */
+  readonly attemptsBefore: number
   readonly state: 'created' | 'retry' | 'completed' | 'failed'
-  /** A result or an error; undefined: what is stored stays. */
+  /** A result or an error. If undefined, what is stored stays. */
   readonly output?: unknown
-  /** Milliseconds until it may start again. */
+  /** Milliseconds until the job may start again. */
   readonly delay?: number
-  /** Seconds for which the record is kept, of a job that has ended. */
+  /** Seconds for which the record of an ended job is kept. */
   readonly keep?: number
-  /** The start does not count. */
+  /** The attempt does not count. */
   readonly uncounted?: true
 }
 
-/** Seconds for `deletion_seconds`, where 0 means for ever. */
+/** Seconds as `deletion_seconds` takes them: an integer, of which 0 would mean for ever. */
 export function keepTimes ({ succeeded, failed }: TaskSpec['keep']): TaskSpec['keep'] {
   const seconds = (value: number): number => Math.min(Math.max(Math.ceil(value), 1), 2 ** 31 - 1)
   return { succeeded: seconds(succeeded), failed: seconds(failed) }
 }
 
 /**
- * Ends or puts back jobs, each in its own way, in one call: pg-boss's `complete` stores one result for all of them, its
- * `fail` decides itself whether and when a job is retried, in whole seconds, and both know one time to keep a record. A job that
- * another process has started since is left alone; one that was given up for lost and has not been started is not. The
- * list of states, and `::text`, are for the planner: it is to expect few rows, and to look each up by its key. Of a table that
- * was not analysed lately it would read every job that waits.
+ * Ends jobs, or returns them to their queue, each in its own way and all in one call. pg-boss's `complete` stores one result for all jobs,
+ * its `fail` decides itself whether and when a job is retried, in whole seconds, and both know one time to keep a record.
+ *
+ * A job that another process has started since is left alone. A job that counted as lost, and has not been started since, is settled.
+ *
+ * The list of states, and `::text`, make the planner expect few rows and look each one up by its key. In a table that was not analysed
+ * lately it would read every job that waits.
+ *
  * Values: queue, JSON of an array of `Settlement`.
  */
 export function settle (schema: string): string {
   return `
     WITH verdict AS (
       SELECT * FROM json_to_recordset($2::text::json)
-        AS x (id uuid, starts int, state text, output jsonb, delay float8, keep int, uncounted bool)
+        AS x (id uuid, "attemptsBefore" int, state text, output jsonb, delay float8, keep int, uncounted bool)
       WHERE state IN ('created', 'retry', 'completed', 'failed')
     )
     UPDATE ${schema}.job j SET
@@ -50,19 +53,19 @@ export function settle (schema: string): string {
       started_on = CASE WHEN v.uncounted THEN NULL ELSE j.started_on END,
       heartbeat_on = NULL
     FROM verdict v
-    WHERE j.name = $1 AND j.id = v.id AND j.retry_count = v.starts
+    WHERE j.name = $1 AND j.id = v.id AND j.retry_count = v."attemptsBefore"
       AND j.state::text IN ('active', 'retry')`
 }
 
 /**
- * Goes before a fetch, for its transaction. Of a table that was not analysed lately, the planner reads and sorts all jobs that wait
- * to take the first few: 20,000 waiting made it 12 ms where following the index takes 1.
+ * Runs before a fetch, in the same transaction. In a table that was not analysed lately, the planner reads and sorts all jobs that wait to
+ * take the first few: with 20,000 waiting jobs that took 12 ms, where following the index takes 1 ms.
  */
 export const IN_INDEX_ORDER = 'SELECT set_config(\'enable_sort\', \'off\', true), set_config(\'enable_bitmapscan\', \'off\', true)'
 
 /**
- * Puts back the jobs of dead processes. pg-boss does so too when it supervises, once a minute by default: more often would have it
- * count its queues as often. Value: array of queues.
+ * Returns the jobs of dead processes to their queues. pg-boss does so too when it supervises, which is once per minute by default. Were that
+ * more often, pg-boss would also count its queues as often. Value: array of queues.
  */
 export function reclaim (schema: string): string {
   return `
@@ -75,7 +78,7 @@ export function reclaim (schema: string): string {
     FROM lost WHERE j.name = lost.name AND j.id = lost.id`
 }
 
-/** Milliseconds until the first waiting job of each queue may start; no row: none waits. Value: array of queues. */
+/** Milliseconds until the first waiting job of each queue may start. A queue without waiting jobs has no row. Value: array of queues. */
 export function nextDue (schema: string): string {
   const first = (state: string): string =>
     `(SELECT min(j.start_after) FROM ${schema}.job j WHERE j.name = q.name AND j.state = '${state}' AND NOT j.blocked)`
@@ -86,8 +89,8 @@ export function nextDue (schema: string): string {
 }
 
 /**
- * A job may take as long as it shows signs of life: pg-boss takes 24 hours at most for `expireInSeconds`, the table what
- * it likes. 31 years. Value: array of queues.
+ * A job may take as long as its process shows signs of life, so it expires after 31 years. pg-boss accepts at most 24 hours as
+ * `expireInSeconds`, but its table accepts any number. Value: array of queues.
  */
 export function neverExpire (schema: string): string {
   return `UPDATE ${schema}.queue SET expire_seconds = 1000000000 WHERE name = ANY($1::text[])`

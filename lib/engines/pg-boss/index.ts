@@ -7,12 +7,13 @@ import { AssertionError } from 'node:assert'
 import { PgBoss } from 'pg-boss'
 // A CommonJS module may read the types of an ES module, if it says so.
 import type { ConstructorOptions } from 'pg-boss' with { 'resolution-mode': 'import' }
-import { FST_BGT_INVALID_OPTION } from '../errors.js'
-import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../rules.js'
-import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from './engine.js'
-import { isStorable, toInsert, toRecord } from './pg-boss-jobs.js'
-import { PgBossServer, REQUEST_MS, refusesValue } from './pg-boss-server.js'
-import { PgBossWorker } from './pg-boss-worker.js'
+import { FST_BGT_INVALID_OPTION } from '../../errors.js'
+import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../../rules.js'
+import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
+import { refusesValue } from './errors.js'
+import { isStorable, toInsert, toRecord } from './jobs.js'
+import { PgBossServer, REQUEST_MS } from './server.js'
+import { PgBossWorker } from './worker.js'
 
 /** A transaction of the caller: jobs stored with it are visible after its commit, and gone after its rollback. */
 export interface PgBossTx {
@@ -22,7 +23,7 @@ export interface PgBossTx {
 
 /** What runs the statements in place of a pool of pg-boss's own: what its `fromPglite`, `fromKnex` and the like return. */
 export interface PgBossDb extends PgBossTx {
-  /** Listens on a channel of Postgres, so that jobs of other processes are seen at once. */
+  /** Listens on a channel of Postgres, so that jobs of other processes are seen immediately. */
   listen?(channel: string, onNotification: (payload: string) => void, onReconnect: () => void): Promise<{ close(): Promise<void> }>
 }
 
@@ -31,7 +32,7 @@ export interface PgBossOptions {
   /** `postgres://user:password@host/database`. Either this, `db`, or the parts of it in `options`. */
   readonly connectionString?: string
   /**
-   * An executor of yours, which you close yourself: `fromPglite(pglite)`, say, with `options: { backend: 'pglite' }`. Without
+   * An executor of yours, which you close yourself, for example `fromPglite(pglite)` with `options: { backend: 'pglite' }`. Without
    * its `listen`, jobs of other processes are seen within half a second.
    */
   readonly db?: PgBossDb
@@ -41,8 +42,8 @@ export interface PgBossOptions {
    */
   readonly schema?: string
   /**
-   * What the constructor of pg-boss takes besides: `max`, `ssl`, `application_name`, … Without a word there, the instance is not
-   * registered in pg-boss's list of instances, and no schedules are run.
+   * Other options of pg-boss's constructor: `max`, `ssl`, `application_name`, … Unless they say otherwise, the instance is not
+   * registered in pg-boss's list of instances, and runs no schedules.
    */
   readonly options?: Partial<ConstructorOptions>
 }
@@ -70,7 +71,7 @@ export function pgBoss (options: PgBossOptions): TaskEngine<PgBossTx> {
   checkOptions(options)
   const config = configOf(options)
   try {
-    // It connects only when it is started.
+    // pg-boss connects only when it is started.
     void new PgBoss(config)
   } catch (error) {
     if (error instanceof AssertionError) throw new FST_BGT_INVALID_OPTION(`pg-boss refuses the options of pgBoss: ${error.message}`)
@@ -109,9 +110,9 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     const stored = new Set<string>()
     if (options?.tx === undefined) {
       await Promise.all(Array.from(ofTask, ([task, group]) => this.#insert(task, group, undefined, stored)))
-      this.#worker?.added(jobs)
+      this.#worker?.jobsStored(jobs)
     } else {
-      // A transaction has one connection.
+      // A transaction has one connection, so its statements run one by one.
       for (const [task, group] of ofTask) await this.#insert(task, group, options.tx, stored)
     }
     return jobs.map(({ id }) => ({ id, duplicate: !stored.has(id.toLowerCase()) }))
@@ -128,7 +129,7 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   }
 
   async get (task: string, id: string): Promise<JobRecord | undefined> {
-    // The server would refuse, and quote it.
+    // The server would refuse any other id, and quote it.
     if (!/^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id)) return undefined
     const [job] = await this.#running().ask(boss => boss.findJobs(task, { id, limit: 1 }), REQUEST_MS)
     return job === undefined ? undefined : toRecord(task, job)
@@ -143,9 +144,9 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     await server?.close()
   }
 
-  /** Jobs whose id exists are left out by pg-boss, whatever their state; the ids of the others are added to `stored`. */
+  /** pg-boss leaves out jobs whose id exists, in whatever state. The ids of the others are added to `stored`. */
   async #insert (task: string, jobs: readonly Job[], tx: PgBossTx | undefined, stored: Set<string>): Promise<void> {
-    // Processes that store the same keys at once would lock each other out, were their orders different.
+    // Two processes that store the same keys in different orders would lock each other out.
     const inOrder = jobs.some(({ keyed }) => keyed) ? jobs.toSorted((a, b) => a.id < b.id ? -1 : 1) : jobs
     try {
       for (const id of await this.#running().insert(task, inOrder.map(toInsert), tx)) stored.add(id)
@@ -184,7 +185,7 @@ function checkOptions (options: PgBossOptions): void {
   }
 }
 
-/** pg takes more than URLs: what is one has to be of PostgreSQL. */
+/** pg accepts more than URLs, but a URL has to be one of PostgreSQL. */
 function isConnectionString (value: unknown): boolean {
   if (!NAME.test(value)) return false
   const text = value as string

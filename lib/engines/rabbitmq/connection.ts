@@ -1,39 +1,40 @@
-/** One connection to RabbitMQ: opened, set up, and restored for as long as it is wanted. */
+/** One connection to RabbitMQ, which is opened, set up, and restored until it is closed. */
 import type { Socket } from 'node:net'
 import { connect, type Channel, type ChannelModel, type RecoveringChannelModel, type SocketOptions } from 'amqplib'
-import { within } from '../limits.js'
+import { within } from '../../limits.js'
+import { messageOf, plainError } from '../plain-error.js'
 
 /** Milliseconds without a byte after which an attempt to connect has failed. */
 const CONNECT_MS = 2_000
-/** Milliseconds for what is declared on a new connection: each quorum queue that is new takes some 10 to 50. */
+/** Milliseconds for the declarations on a new connection. Each new quorum queue takes some 10 to 50. */
 const SET_UP_MS = 10_000
-/** Milliseconds for saying goodbye. */
+/** Milliseconds for a connection to close by itself. */
 const GOODBYE_MS = 500
-/** Milliseconds between two attempts to connect, at most: a job that cannot be stored is a 503. */
+/** Most milliseconds between two attempts to connect. They are few, because a job that cannot be stored is a 503. */
 const RECONNECT_MS = 1_000
 
 export interface RabbitMqConnectionOptions {
   readonly url: string
   readonly socket: SocketOptions | undefined
-  /** What the server shows it as. */
+  /** The name that the server shows for this connection. */
   readonly name: string
-  /** Declares, opens channels; for each new connection. What it rejects with ends that connection. */
+  /** Declares queues and opens channels on each new connection. A rejection ends that connection. */
   readonly setUp: (model: ChannelModel) => Promise<void>
-  /** It was lost, or could not be restored yet. */
+  /** Called when the connection was lost, or could not be restored yet. */
   readonly onError: (error: Error) => void
 }
 
 /**
- * amqplib restores the connection. Channels are not its wrapper's but the real connection's: what was under way on one that
- * is lost fails, and is never sent again.
+ * amqplib restores the connection. The channels are opened on the real connection and not on amqplib's wrapper of it, so that what is under
+ * way on a lost connection fails, and is never sent again.
  */
 export class RabbitMqConnection {
   readonly #options: RabbitMqConnectionOptions
   #recovering: RecoveringChannelModel | undefined
-  /** The one that is set up. */
+  /** The connection that is set up. */
   #model: ChannelModel | undefined
-  /** That one, or the one that is being set up. */
-  #latest: ChannelModel | undefined
+  /** The connection that is set up, or is being set up. */
+  #latestModel: ChannelModel | undefined
   #lastError = 'it has not been reached yet'
   #isClosing = false
 
@@ -41,22 +42,22 @@ export class RabbitMqConnection {
     this.#options = options
   }
 
-  /** Opens it, and restores it from then on. Rejects when the first attempt fails. */
+  /** Connects, and restores the connection from then on. Rejects when the first attempt fails. */
   async open (): Promise<void> {
     try {
       await (await this.#start(0)).waitForConnect()
     } catch (error) {
-      throw plain(error)
+      throw plainError(error)
     }
   }
 
-  /** Opens it, at the first attempt or later. */
+  /** Connects, at the first attempt or later, and restores the connection from then on. */
   async keepOpening (): Promise<void> {
     await this.#start(Infinity)
   }
 
-  /** @throws an error that says why there is none */
-  opened (): ChannelModel {
+  /** @throws an error that says why there is no connection */
+  get model (): ChannelModel {
     if (this.#model === undefined) throw new Error(`There is no connection to RabbitMQ: ${this.#lastError}`)
     return this.#model
   }
@@ -66,10 +67,10 @@ export class RabbitMqConnection {
     this.#isClosing = true
     this.#model = undefined
     await within(GOODBYE_MS, quietly(async () => { await this.#recovering?.close() }), () => undefined)
-    if (this.#latest !== undefined) destroy(this.#latest)
+    if (this.#latestModel !== undefined) destroy(this.#latestModel)
   }
 
-  /** @returns at once */
+  /** Resolves before there is a connection. */
   async #start (initialMaxRetries: number): Promise<RecoveringChannelModel> {
     const { url, socket, name } = this.#options
     const recovering = await connect(url, {
@@ -86,16 +87,16 @@ export class RabbitMqConnection {
     })
     this.#recovering = recovering
     recovering.on('connect', model => { this.#model = model })
-    recovering.on('disconnect', error => { this.#failed(error) })
-    recovering.on('connect-failed', error => { this.#failed(error) })
-    // What it says is what it closes with.
+    recovering.on('disconnect', error => { this.#onLost(error) })
+    recovering.on('connect-failed', error => { this.#onLost(error) })
+    // An `error` is followed by a `disconnect` with the same error.
     recovering.on('error', () => {})
     return recovering
   }
 
-  /** amqplib does not look after a connection before it is set up. */
+  /** amqplib does not notice the loss of a connection before it is set up, so this does. */
   async #setUp (model: ChannelModel): Promise<void> {
-    this.#latest = model
+    this.#latestModel = model
     let isLost = false
     const lost = new Promise<void>(resolve => {
       model.once('close', () => {
@@ -109,23 +110,23 @@ export class RabbitMqConnection {
       if (isLost || this.#isClosing) throw new Error('the connection was lost at once')
     } catch (error) {
       destroy(model)
-      // amqplib waits for ever for the goodbye of one that has no socket and does not know it.
+      // Otherwise amqplib would wait for ever to close a connection that has lost its socket and does not know it.
       await lost
       throw error
     }
   }
 
-  #failed (error: unknown): void {
+  #onLost (error: unknown): void {
     this.#model = undefined
-    this.#lastError = plain(error).message
+    this.#lastError = messageOf(error)
     if (!this.#isClosing) this.#options.onError(new Error(`There is no connection to RabbitMQ: ${this.#lastError}`))
   }
 }
 
-/** Uses a channel of its own: what the server refuses closes it, and no other. */
+/** Opens a channel for one use. What the server refuses closes this channel, and no other. */
 export async function onChannel<T> (model: ChannelModel, use: (channel: Channel) => Promise<T>): Promise<T> {
   const channel = await model.createChannel()
-  // The call that it refused rejects.
+  // The call that the server refused rejects.
   channel.on('error', () => {})
   try {
     return await use(channel)
@@ -134,27 +135,20 @@ export async function onChannel<T> (model: ChannelModel, use: (channel: Channel)
   }
 }
 
-/** Calls what throws, or rejects, where there is nobody at the other end. */
+/** Calls something that throws or rejects when the connection is lost, which is reported elsewhere. */
 export async function quietly (call: () => Promise<unknown>): Promise<void> {
   try {
     await call()
   } catch {}
 }
 
-/** The message alone: what else an error of a client carries is not for a log. */
-export function plain (error: unknown): Error {
-  const { message, code } = error as Partial<NodeJS.ErrnoException>
-  // Node gives several attempts to connect one error without a message.
-  return new Error(message || code || String(error))
-}
-
-/** It closes, and is restored. amqplib's own `close` waits for the server, and hears of the end of a socket by an error alone. */
+/** Cuts a connection, so that amqplib restores it. amqplib's own `close` waits for the server, and only an error tells amqplib of the end of a socket. */
 export function destroy (model: ChannelModel): void {
   const socket = socketOf(model)
   if (!socket.destroyed) socket.destroy(new Error('the connection was cut'))
 }
 
-/** It is in no type of amqplib. */
+/** The socket of a connection. The types of amqplib do not have it. */
 export function socketOf ({ connection }: ChannelModel | Channel): Socket {
   return (connection as unknown as { readonly stream: Socket }).stream
 }
