@@ -1,9 +1,9 @@
 import { EventEmitter } from 'node:events'
-import type { BackgroundTask } from './background-task.js'
-import { bindingsOf } from './ledger.js'
+import { asDefined } from './definitions/defined-task.js'
+import type { EngineLink } from './dispatch/engine-link.js'
 import { attempt } from './foreign.js'
-import type { Runner } from './runner.js'
-import type { TaskList } from './task-list.js'
+import type { CutOff, Runner } from './runner/runner.js'
+import type { TaskList } from './tasks/task-list.js'
 
 /** Node's timers take no more; the drain looks again then. */
 const MAX_WAIT_MS = 2 ** 31 - 1
@@ -14,19 +14,29 @@ const onBeforeExit = (): void => { exits.emit('beforeExit') }
 exits.on('newListener', () => { if (exits.listenerCount('beforeExit') === 0) process.on('beforeExit', onBeforeExit) })
 exits.on('removeListener', () => { if (exits.listenerCount('beforeExit') === 0) process.removeListener('beforeExit', onBeforeExit) })
 
+/** What is finished when an app closes. */
+export interface Drained {
+  readonly runner: Runner
+  /** Milliseconds. */
+  readonly closeTimeout: number
+  /** To the engine, if there is one. */
+  readonly link: EngineLink | undefined
+  /** Ends what a test has recorded. */
+  readonly dropRecorded: () => void
+}
+
 /**
  * Finishes everything: resolves when nothing is left, at the latest `closeTimeout` milliseconds from now, and never rejects.
  * An aborted handler that has not settled by half of that time, with all else idle, is not waited for any longer: its tasks
  * run then.
  */
-export async function drain (runner: Runner): Promise<void> {
-  const { closeTimeout } = runner.options
+export async function drain ({ runner, closeTimeout, link, dropRecorded }: Drained): Promise<void> {
   const startedAt = performance.now()
   let exiting = false
-  // What a test has recorded is waited for by nobody.
-  runner.recorder?.drop()
-  // It answers at once: nothing of the deadline is spent on it.
-  void runner.link?.pause()
+  // Nobody waits for what a test has recorded.
+  dropRecorded()
+  // The link is not waited for: it takes nothing of the time until the deadline.
+  void link?.pause()
   if (runner.open.size > 0) sayWhatIsWaitedFor(runner)
   while (runner.open.size > 0) {
     const elapsed = performance.now() - startedAt
@@ -40,18 +50,18 @@ export async function drain (runner: Runner): Promise<void> {
     } else if (isResting(runner.open, startedAt + closeTimeout)) {
       abandon(runner, 'because their time comes after closeTimeout')
     } else {
-      exiting = await nextLeave(runner, onlyUnsettled ? unsettledMs : closeTimeout - elapsed)
+      exiting = await nextListDone(runner, onlyUnsettled ? unsettledMs : closeTimeout - elapsed)
     }
   }
-  runner.closed = true
-  await runner.link?.stop()
+  runner.close()
+  await link?.stop()
 }
 
 /**
  * Resolves when a list has left or the time is up; to true when the process is about to exit. The deadline alone keeps no
  * process alive, so one in which nothing else happens would end without a word about its tasks.
  */
-async function nextLeave (runner: Runner, ms: number): Promise<boolean> {
+async function nextListDone (runner: Runner, ms: number): Promise<boolean> {
   return await new Promise(resolve => {
     const timer = setTimeout(done, Math.min(ms, MAX_WAIT_MS), false).unref()
     const exit = (): void => { done(true) }
@@ -61,7 +71,7 @@ async function nextLeave (runner: Runner, ms: number): Promise<boolean> {
       resolve(exiting)
     }
     exits.once('beforeExit', exit)
-    runner.onLeave(() => { done(false) })
+    runner.onListDone(() => { done(false) })
   })
 }
 
@@ -99,16 +109,16 @@ function abandon (runner: Runner, why: string): void {
   const hint = runner.stats.running > 0 ? WAITS_FOR_ITSELF : ''
   const cutOff = runner.abandonAll()
   const abandoned = cutOff.filter(({ task }) => task.state === 'abandoned')
-  const released = cutOff.filter(({ task }) => task.state !== 'abandoned')
+  const returned = cutOff.filter(({ task }) => task.state !== 'abandoned')
   if (abandoned.length > 0) sayWhatIsCutOff(abandoned, (tasks, names) => { runner.log.error({ tasks }, `background tasks abandoned, ${why}${hint}: ${names}`) })
-  if (released.length > 0) sayWhatIsCutOff(released, (tasks, names) => { runner.log.info({ tasks }, `background tasks returned to their engine, ${why}: ${names}`) })
+  if (returned.length > 0) sayWhatIsCutOff(returned, (tasks, names) => { runner.log.info({ tasks }, `background tasks returned to their engine, ${why}: ${names}`) })
 }
 
-function sayWhatIsCutOff (cutOff: ReadonlyArray<{ list: TaskList, task: BackgroundTask }>, say: (tasks: object[], names: string) => void): void {
+function sayWhatIsCutOff (cutOff: readonly CutOff[], say: (tasks: object[], names: string) => void): void {
   const now = performance.now()
   attempt(() => {
     const tasks = cutOff.map(({ list, task }) => ({
-      ...bindingsOf(task), requestId: list.request?.id ?? task.options?.job?.origin.requestId, ageMs: Math.round(now - task.addedAt)
+      ...task.toBindings(), requestId: list.request?.id ?? asDefined(task)?.envelope.requestId, ageMs: Math.round(now - task.addedAt)
     }))
     say(tasks, cutOff.map(({ task }) => task.name).join(', '))
   })

@@ -16,6 +16,11 @@ export function isGeneratorFunction (fn: object): boolean {
   }
 }
 
+/** Whether a value can be called to do something: a call of a generator function runs nothing of it. */
+export function isFunction (value: unknown): boolean {
+  return typeof value === 'function' && !isGeneratorFunction(value)
+}
+
 /** Whether it is the language's own `then`. */
 export function isNative (then: unknown): boolean {
   return then === nativeThen

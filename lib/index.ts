@@ -6,18 +6,19 @@
  */
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { AppBackgroundTasks } from './app-background-tasks.js'
-import { BackgroundTasks } from './background-tasks.js'
-import { Definitions } from './definitions.js'
-import { drain } from './drain.js'
-import { placeOnEngine } from './engines/place.js'
+import { AppBackgroundTasks } from './decorators/app-background-tasks.js'
+import { BackgroundTasks } from './decorators/background-tasks.js'
+import { Intake } from './decorators/intake.js'
+import { recorderOf } from './decorators/recorder.js'
+import { Definitions } from './definitions/definitions.js'
+import { Jobs, LOCAL } from './definitions/jobs.js'
+import { schemaCompiler } from './definitions/payload.js'
+import { connectEngine } from './dispatch/connect-engine.js'
+import { drain, type Drained } from './drain.js'
 import { FST_BGT_ALREADY_REGISTERED } from './errors.js'
 import { exchangeOf, watchExchanges } from './exchange/watch.js'
-import { Jobs, LOCAL } from './jobs.js'
 import { resolveOptions, type FastifyBackgroundTasksOptions } from './options.js'
-import { schemaCompiler } from './payload.js'
-import { recorderOf } from './recorder.js'
-import { Runner } from './runner.js'
+import { Runner } from './runner/runner.js'
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -33,24 +34,25 @@ declare module 'fastify' {
 async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBackgroundTasksOptions): Promise<void> {
   if (app.hasDecorator('backgroundTasks')) throw new FST_BGT_ALREADY_REGISTERED()
   const resolved = resolveOptions(options)
-  const { tasks, engine } = resolved
+  const { tasks, engine, waitUntil, closeTimeout } = resolved
   const definitions = new Definitions(tasks, schemaCompiler(app.getSchemas()))
-  const runner = new Runner(resolved, app.log, new Jobs(app, definitions, engine ?? LOCAL))
+  const jobs = new Jobs(app, definitions, engine ?? LOCAL)
+  const runner = new Runner(resolved, app.log)
+  const isRecording = (): boolean => intake.recorder !== undefined
+  const dispatch = engine && connectEngine(app, engine, { runner, jobs, definitions: definitions.all, options: resolved, isRecording })
+  const intake = new Intake(runner, jobs, dispatch, waitUntil)
 
-  // One exchange a request has one list, and knows it as its listener.
+  // One exchange of a request has one list, and knows it as its listener.
   const listOf = (request: FastifyRequest): BackgroundTasks =>
-    (exchangeOf(request)?.listener as BackgroundTasks | undefined) ?? new BackgroundTasks(runner, request)
+    (exchangeOf(request)?.listener as BackgroundTasks | undefined) ?? new BackgroundTasks(intake, request)
 
   watchExchanges(app, listOf)
-  if (engine !== undefined) {
-    placeOnEngine(app, runner, engine, definitions.all)
-  }
-  app.decorate('backgroundTasks', new AppBackgroundTasks(runner))
+  app.decorate('backgroundTasks', new AppBackgroundTasks(intake))
   app.decorateRequest('backgroundTasks', {
     getter (this: FastifyRequest) { return listOf(this) }
   })
-  recorderOf(app)?.attach(runner)
-  drainOnClose(app, runner)
+  recorderOf(app)?.attach(intake)
+  drainOnClose(app, { runner, closeTimeout, link: dispatch?.link, dropRecorded: () => { intake.recorder?.drop() } })
 }
 
 /**
@@ -59,9 +61,9 @@ async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBac
  * registered before and after are still open for the tasks. A `preClose` hook of another plugin that throws skips ours:
  * then the plain hook drains.
  */
-function drainOnClose (app: ClosingApp, runner: Runner): void {
+function drainOnClose (app: ClosingApp, what: Drained): void {
   let drained: Promise<void> | undefined
-  const backgroundTasksOnClose = async (): Promise<void> => { await (drained ??= drain(runner)) }
+  const backgroundTasksOnClose = async (): Promise<void> => { await (drained ??= drain(what)) }
   app.addHook('preClose', function backgroundTasksPreClose (done) {
     app.onClose?.(backgroundTasksOnClose)
     done()
@@ -84,20 +86,22 @@ const backgroundTasks = fp(fastifyBackgroundTasks, { fastify: '5.x', name: 'fast
 
 export default backgroundTasks
 export { backgroundTasks, backgroundTasks as fastifyBackgroundTasks }
-export { BackgroundTask } from './background-task.js'
-export { defineTask } from './define-task.js'
-export type { TaskState } from './background-task.js'
-export type { AddedArgs, AddedTask, JobArgs, OverloadedArgs, OverloadedFunction, TaskAdder, TaskFunction } from './task-adder.js'
-export type { AnyTaskDefinition, DefineTask, FailedTaskContext, RetryPolicy, TaskContext, TaskDefinition, TaskDefinitionOptions } from './define-task.js'
-export type { JobOptions } from './jobs.js'
-export type { EnqueueOptions, TaskRecord } from './app-background-tasks.js'
-export type { StandardSchema } from './standard-schema.js'
+export { BackgroundTask } from './tasks/background-task.js'
+export { defineTask } from './definitions/define-task.js'
+export type { TaskState } from './tasks/background-task.js'
+export type { AddedArgs, AddedTask, JobArgs, TaskAdder } from './decorators/task-adder.js'
+export type { OverloadedArgs, OverloadedFunction, TaskFunction } from './tasks/task-function.js'
+export type { AnyTaskDefinition, DefineTask, FailedTaskContext, RetryPolicy, TaskContext, TaskDefinition, TaskDefinitionOptions } from './definitions/define-task.js'
+export type { JobOptions } from './definitions/jobs.js'
+export type { EnqueueOptions, IdleOptions, TaskRecord } from './decorators/app-background-tasks.js'
+export type { StandardSchema } from './definitions/standard-schema.js'
 export type {
   Delivery, EngineEvents, Job, JobError, JobRecord, JobState, Json, Receipt, TaskEngine, TaskSpec, Verdict
 } from './engines/engine.js'
-export type { BackgroundTasks } from './background-tasks.js'
-export type { AppBackgroundTasks } from './app-background-tasks.js'
+export type { BackgroundTasks } from './decorators/background-tasks.js'
+export type { AppBackgroundTasks } from './decorators/app-background-tasks.js'
 export type { ExchangeOutcome } from './exchange/outcome.js'
-export type { FastifyBackgroundTasksOptions, IdleOptions, TaskCondition, TaskOptions } from './options.js'
-export type { TaskStats } from './ledger.js'
-export type { TaskAbandonedMessage, TaskAddedMessage, TaskEnqueueMessage, TaskFailedMessage, TaskRunMessage, TaskSkippedMessage } from './diagnostics.js'
+export type { FastifyBackgroundTasksOptions } from './options.js'
+export type { TaskCondition, TaskOptions } from './tasks/task-options.js'
+export type { TaskStats } from './runner/ledger.js'
+export type { TaskAbandonedMessage, TaskAddedMessage, TaskEnqueueMessage, TaskFailedMessage, TaskRunMessage, TaskSkippedMessage } from './tasks/diagnostics.js'

@@ -1,21 +1,11 @@
 import type { FastifyRequest } from 'fastify'
-import type { BackgroundTask } from './background-task.js'
-import type { AnyTaskDefinition } from './define-task.js'
+import type { AnyTaskDefinition } from './definitions/define-task.js'
+import type { EngineOptions } from './dispatch/connect-engine.js'
 import type { TaskEngine } from './engines/engine.js'
-import type { ExchangeOutcome } from './exchange/outcome.js'
-import type { TaskJob } from './task-job.js'
-import { FST_BGT_INVALID_OPTION } from './errors.js'
-import { BOOLEAN, check, CONDITION, COUNT, DURATION, FUNCTION, LIMIT, NAME, OBJECT, DELAY, type Rules } from './rules.js'
-
-/**
- * Which tasks of a request run, decided when its response has ended:
- * - `'success'`: unless the request failed, that is, an error was thrown or sent on the way. A status set by hand is no
- *   failure, nor is a client that disconnects. FastAPI's rule.
- * - `'error'`: only if it failed.
- * - `'always'`.
- * - a function of the outcome. When it throws, the task is `failed` with that error. It is asked synchronously: a promise fails the task, too.
- */
-export type TaskCondition = 'success' | 'error' | 'always' | ((outcome: ExchangeOutcome) => boolean)
+import { BOOLEAN, check, COUNT, DELAY, DURATION, FUNCTION, LIMIT, OBJECT, type Rules } from './rules.js'
+import type { RunnerOptions } from './runner/runner-options.js'
+import type { BackgroundTask } from './tasks/background-task.js'
+import { CONDITION, type TaskCondition } from './tasks/task-options.js'
 
 /** Options of `app.register(backgroundTasks, options)`. A wrong value throws `FST_BGT_INVALID_OPTION` there. */
 export interface FastifyBackgroundTasksOptions {
@@ -112,44 +102,16 @@ export interface FastifyBackgroundTasksOptions {
   readonly waitUntil?: ((promise: Promise<void>) => void) | undefined
 }
 
-/** Options of `with()`: for the tasks added through it only. */
-export interface TaskOptions {
-  /** Which outcomes the task runs for; not for tasks of the app, which have no exchange. @default the definition's, else the plugin's */
-  readonly when?: TaskCondition | undefined
-  /** Milliseconds for the task, or for one attempt of a definition's. @default the definition's, else the plugin's */
-  readonly timeout?: number | undefined
-  /** The task's name in log lines and messages, in place of the function's; not for a definition, which has one. @default the function's */
-  readonly name?: string | undefined
-}
-
-/** @internal What a task carries: `with()`, and the job of one that has a definition. */
-export interface RunOptions extends TaskOptions {
-  readonly job?: TaskJob
-  /** It was added while a failure was handled: the default `when` does not skip it. */
-  readonly isForFailure?: boolean
-}
-
 /** The options with their defaults. */
-export interface ResolvedOptions {
-  /** Undefined: the default. */
-  readonly when: TaskCondition | undefined
-  readonly stopOnError: boolean
-  readonly onError: FastifyBackgroundTasksOptions['onError']
-  readonly concurrency: number
-  readonly maxPending: number
-  readonly timeout: number | undefined
-  readonly slowTask: number | undefined
+export interface ResolvedOptions extends RunnerOptions, EngineOptions {
   readonly closeTimeout: number
   readonly tasks: readonly AnyTaskDefinition[]
   readonly engine: TaskEngine<unknown> | undefined
-  readonly worker: false | { readonly defaultConcurrency: number, readonly concurrency: Readonly<Record<string, number>> }
-  readonly enqueueTimeout: number
-  readonly fallback: 'local' | undefined
   readonly waitUntil: FastifyBackgroundTasksOptions['waitUntil']
 }
 
 function isEngine (value: unknown): boolean {
-  return OBJECT.holds(value) && ['start', 'enqueue', 'consume', 'pause', 'get', 'stop'].every(method => FUNCTION.holds((value as Record<string, unknown>)[method]))
+  return OBJECT.test(value) && ['start', 'enqueue', 'consume', 'pause', 'get', 'stop'].every(method => FUNCTION.test((value as Record<string, unknown>)[method]))
 }
 
 const PLUGIN_RULES: Rules = {
@@ -161,22 +123,13 @@ const PLUGIN_RULES: Rules = {
   timeout: DURATION,
   slowTask: DURATION,
   closeTimeout: DELAY,
-  tasks: { accepts: 'an array of what defineTask returns', holds: value => Array.isArray(value) },
-  engine: { accepts: 'an engine, as bullmq(), pgBoss() or rabbitmq() make one', holds: isEngine, isSecret: true },
-  worker: { accepts: 'a boolean or { concurrency }', holds: value => typeof value === 'boolean' || OBJECT.holds(value) },
+  tasks: { accepts: 'an array of what defineTask returns', test: value => Array.isArray(value) },
+  engine: { accepts: 'an engine, as bullmq(), pgBoss() or rabbitmq() make one', test: isEngine, isSecret: true },
+  worker: { accepts: 'a boolean or { concurrency }', test: value => typeof value === 'boolean' || OBJECT.test(value) },
   enqueueTimeout: DURATION,
-  fallback: { accepts: '\'local\'', holds: value => value === 'local' },
+  fallback: { accepts: '\'local\'', test: value => value === 'local' },
   waitUntil: FUNCTION
 }
-
-const APP_TASK_RULES: Rules = {
-  timeout: DURATION,
-  name: NAME
-}
-
-const REQUEST_TASK_RULES: Rules = { ...APP_TASK_RULES, when: CONDITION }
-
-const IDLE_RULES: Rules = { rejectOnFailure: BOOLEAN }
 
 /**
  * Options that others hand to every plugin, and that are ignored here. Fastify hands on its options of `register`, and @fastify/autoload its
@@ -216,7 +169,7 @@ export function resolveOptions (options: FastifyBackgroundTasksOptions): Resolve
 }
 
 const WORKER_RULES: Rules = {
-  concurrency: { accepts: `${COUNT.accepts}, or an object of them by task name`, holds: value => COUNT.holds(value) || OBJECT.holds(value) }
+  concurrency: { accepts: `${COUNT.accepts}, or an object of them by task name`, test: value => COUNT.test(value) || OBJECT.test(value) }
 }
 
 function resolveWorker (worker: NonNullable<FastifyBackgroundTasksOptions['worker']>, tasks: readonly AnyTaskDefinition[]): ResolvedOptions['worker'] {
@@ -228,31 +181,4 @@ function resolveWorker (worker: NonNullable<FastifyBackgroundTasksOptions['worke
   if (typeof concurrency === 'number') return { defaultConcurrency: concurrency, concurrency: {} }
   check('concurrency of worker', concurrency, Object.fromEntries(tasks.map(({ name }) => [name, COUNT])))
   return { defaultConcurrency, concurrency: { ...concurrency } }
-}
-
-/** @throws FST_BGT_INVALID_OPTION */
-export function checkTaskOptions (options: TaskOptions, ofApp: boolean): TaskOptions {
-  if (ofApp && options?.when !== undefined) {
-    throw new FST_BGT_INVALID_OPTION('The option "when" of with is for tasks of a request: those of the app have no exchange that could decide')
-  }
-  // What was checked stays, whatever becomes of the caller's object.
-  const own = typeof options === 'object' && options !== null ? { ...options } : options
-  check('with', own, ofApp ? APP_TASK_RULES : REQUEST_TASK_RULES)
-  return own
-}
-
-/** @throws FST_BGT_INVALID_OPTION */
-export function checkIdleOptions (options: IdleOptions): void {
-  check('idle', options, IDLE_RULES)
-}
-
-/** Options of `app.backgroundTasks.idle()`. */
-export interface IdleOptions {
-  /**
-   * Whether to reject with what a task threw since the last `idle()` returned, or since the plugin was registered; with an
-   * `AggregateError` when there are several (of the first 100). An error that was thrown before anybody waited may have been collected as
-   * garbage: then it is a new one, of the same name and with the message.
-   * @default false
-   */
-  readonly rejectOnFailure?: boolean | undefined
 }

@@ -1,40 +1,34 @@
 /** What options accept, in words and as a check. */
 import { FST_BGT_INVALID_OPTION, PACKAGE, show } from './errors.js'
-import { isGeneratorFunction } from './foreign.js'
+import { isFunction } from './foreign.js'
 
 export interface Rule {
   readonly accepts: string
-  readonly holds: (value: unknown) => boolean
+  readonly test: (value: unknown) => boolean
   /** It can hold a password: what is refused is not shown. */
   readonly isSecret?: true
 }
 
 export type Rules = Readonly<Record<string, Rule>>
 
-const isFunction = (value: unknown): boolean => typeof value === 'function' && !isGeneratorFunction(value)
 const isDelay = (value: unknown): boolean => typeof value === 'number' && value >= 0 && Number.isFinite(value)
 
-export const BOOLEAN: Rule = { accepts: 'a boolean', holds: value => typeof value === 'boolean' }
-export const FUNCTION: Rule = { accepts: 'a function', holds: isFunction }
-export const NAME: Rule = { accepts: 'a string that is not empty', holds: value => typeof value === 'string' && value !== '' }
-export const OBJECT: Rule = { accepts: 'an object', holds: value => typeof value === 'object' && value !== null }
+export const BOOLEAN: Rule = { accepts: 'a boolean', test: value => typeof value === 'boolean' }
+export const FUNCTION: Rule = { accepts: 'a function', test: isFunction }
+export const NAME: Rule = { accepts: 'a string that is not empty', test: value => typeof value === 'string' && value !== '' }
+export const OBJECT: Rule = { accepts: 'an object', test: value => typeof value === 'object' && value !== null }
 export const SECRET_OBJECT: Rule = { ...OBJECT, isSecret: true }
-export const COUNT: Rule = { accepts: 'an integer of at least 1', holds: value => Number.isInteger(value) && (value as number) >= 1 }
-export const LIMIT: Rule = { accepts: 'an integer of at least 1, or Infinity', holds: value => value === Infinity || COUNT.holds(value) }
+export const COUNT: Rule = { accepts: 'an integer of at least 1', test: value => Number.isInteger(value) && (value as number) >= 1 }
+export const LIMIT: Rule = { accepts: 'an integer of at least 1, or Infinity', test: value => value === Infinity || COUNT.test(value) }
 export const DURATION: Rule = {
   accepts: 'a finite number of milliseconds above 0',
-  holds: value => isDelay(value) && (value as number) > 0
+  test: value => isDelay(value) && (value as number) > 0
 }
-export const DELAY: Rule = { accepts: 'a finite number of milliseconds of at least 0', holds: isDelay }
+export const DELAY: Rule = { accepts: 'a finite number of milliseconds of at least 0', test: isDelay }
 export const SECONDS: Rule = {
   accepts: 'a number of seconds of at least 0',
-  holds: value => typeof value === 'number' && Number.isFinite(value) && value >= 0
+  test: value => typeof value === 'number' && Number.isFinite(value) && value >= 0
 }
-export const CONDITION: Rule = {
-  accepts: '\'success\', \'error\', \'always\' or a function of the outcome',
-  holds: value => value === 'success' || value === 'error' || value === 'always' || isFunction(value)
-}
-
 /** Errors of `register` come out of an app's start, among those of many plugins. */
 const AT_REGISTER: ReadonlySet<string> = new Set(['register', 'worker', 'concurrency of worker'])
 
@@ -56,7 +50,7 @@ export function check (where: string, options: unknown, rules: Rules, ignored?: 
       if (ignored?.has(name) === true) continue
       throw new FST_BGT_INVALID_OPTION(`${begin}${where} has no option "${name}"; it accepts ${Object.keys(rules).join(', ') || 'none'}`)
     }
-    if (value !== undefined && !rule.holds(value)) {
+    if (value !== undefined && !rule.test(value)) {
       throw new FST_BGT_INVALID_OPTION(`${begin}The option "${name}" of ${where} accepts ${rule.accepts}; received ${refused(value, rule.isSecret)}`)
     }
   }

@@ -6,17 +6,19 @@
  * @module testing
  */
 import type { FastifyInstance } from 'fastify'
-import { AppBackgroundTasks } from './app-background-tasks.js'
-import type { JobOptions } from './jobs.js'
-import type { Dispatch } from './engines/dispatch.js'
+import { AppBackgroundTasks } from './decorators/app-background-tasks.js'
+import type { Intake } from './decorators/intake.js'
+import { recorderOf, setRecorder, type Recorder } from './decorators/recorder.js'
+import { asDefined } from './definitions/defined-task.js'
+import type { JobOptions } from './definitions/jobs.js'
 import { FST_BGT_INVALID_OPTION, show } from './errors.js'
 // Of the whole, for a test may import nothing else: it brings the types of `app.backgroundTasks` along.
 import type { BackgroundTask } from './index.js'
 import { instancesOf } from './instances.js'
-import type { TaskOptions } from './options.js'
-import { recorderOf, setRecorder, type Recorder } from './recorder.js'
-import type { Runner } from './runner.js'
-import type { TaskList } from './task-list.js'
+import type { Gate } from './runner/gate.js'
+import type { Runner } from './runner/runner.js'
+import type { TaskList } from './tasks/task-list.js'
+import type { TaskOptions } from './tasks/task-options.js'
 
 /** What was added. */
 export interface RecordedTask {
@@ -70,11 +72,11 @@ export function recordTasks (app: { readonly backgroundTasks: AppBackgroundTasks
 
 class Recording implements TaskRecorder, Recorder {
   readonly #app: FastifyInstance
-  /** Of each plugin, and its way to its engine. */
-  readonly #runners = new Map<Runner, Dispatch | undefined>()
+  /** One for each registration of the plugin. */
+  readonly #intakes = new Set<Intake>()
   readonly #recorded = new Set<BackgroundTask>()
-  /** The lists that are ready to run. */
-  readonly #kept = new Set<TaskList>()
+  /** The lists that are ready to run, and who runs them. */
+  readonly #kept = new Map<TaskList, Runner>()
   #added: RecordedTask[] = []
   #running: TaskList | undefined
   #run: Promise<void> | undefined
@@ -83,7 +85,7 @@ class Recording implements TaskRecorder, Recorder {
     this.#app = app
     setRecorder(app, this)
     for (const instance of instancesOf(app)) {
-      if (instance.hasDecorator('backgroundTasks')) this.attach(AppBackgroundTasks.runnerOf(instance.backgroundTasks))
+      if (instance.hasDecorator('backgroundTasks')) this.attach(AppBackgroundTasks.intakeOf(instance.backgroundTasks))
     }
   }
 
@@ -102,90 +104,92 @@ class Recording implements TaskRecorder, Recorder {
   }
 
   restore (): void {
-    const runners = [...this.#runners.keys()]
+    const intakes = [...this.#intakes]
     this.detach()
-    for (const { link } of runners) void link?.start()
+    for (const { dispatch } of intakes) void dispatch?.link.start()
   }
 
   detach (): void {
     this.drop()
-    for (const [runner, dispatch] of this.#runners) {
-      runner.recorder = undefined
-      runner.dispatch = dispatch
+    for (const intake of this.#intakes) {
+      intake.recorder = undefined
+      intake.runner.gate = undefined
     }
-    this.#runners.clear()
+    this.#intakes.clear()
     if (recorderOf(this.#app) === this) setRecorder(this.#app, undefined)
   }
 
-  attach (runner: Runner): void {
-    runner.recorder?.detach()
-    this.#runners.set(runner, runner.dispatch)
-    runner.recorder = this
-    runner.dispatch = undefined
+  attach (intake: Intake): void {
+    intake.recorder?.detach()
+    this.#intakes.add(intake)
+    intake.recorder = this
+    intake.runner.gate = this.#gateOf(intake.runner)
   }
 
-  has (task: BackgroundTask): boolean {
-    return this.#recorded.has(task)
-  }
-
-  keep (list: TaskList): boolean {
-    // Cleanups alone are no tasks, and a test that does not run its tasks wants its connections back.
-    if (list === this.#running || !list.tasks().some(task => this.has(task))) return false
-    this.#kept.add(list)
-    return true
-  }
-
-  taskAdded (list: TaskList, task: BackgroundTask): void {
-    const job = task.options?.job
-    if (job !== undefined) job.dueAt = 0
+  taskAdded (intake: Intake, list: TaskList, task: BackgroundTask): void {
+    const defined = asDefined(task)
+    if (defined !== undefined) defined.dueAt = 0
     this.#recorded.add(task)
-    this.#added.push(recordOf(list, task, this.#runners.get(list.runner)))
+    this.#added.push(recordOf(list, task, intake.placement))
   }
 
   drop (): void {
     for (const task of this.#recorded) task.cancel()
-    const lists = [...this.#kept]
+    const kept = [...this.#kept]
     this.#kept.clear()
-    for (const list of lists) list.runner.wake(list)
+    for (const [list, runner] of kept) runner.resume(list)
+  }
+
+  #gateOf (runner: Runner): Gate {
+    return {
+      keep: list => {
+        // Cleanups alone are no tasks, and a test that does not run its tasks wants its connections back.
+        if (list === this.#running || !list.tasks().some(task => this.#recorded.has(task))) return false
+        this.#kept.set(list, runner)
+        return true
+      },
+      skipsDelays: task => this.#recorded.has(task)
+    }
   }
 
   async #runAll (): Promise<void> {
-    if (this.#runners.size === 0) {
+    if (this.#intakes.size === 0) {
       throw new FST_BGT_INVALID_OPTION('run of recordTasks: the app has no background tasks; register the plugin in it, and await app.ready()')
     }
-    const runners = [...this.#runners.keys()]
+    const runners = Array.from(this.#intakes, ({ runner }) => runner)
     for (const { ledger } of runners) ledger.failures.take()
     const releases = runners.map(({ ledger }) => ledger.failures.hold())
     for (;;) {
-      const [list] = this.#kept
-      const runner = list?.runner ?? runners.find(runner => runner.open.size > 0)
-      if (runner === undefined) break
-      if (list === undefined) await new Promise<void>(resolve => { runner.onLeave(resolve) })
-      else await this.#runList(list)
+      const [kept] = this.#kept
+      const busy = runners.find(runner => runner.open.size > 0)
+      if (kept !== undefined) await this.#runList(...kept)
+      else if (busy !== undefined) await new Promise<void>(resolve => { busy.onListDone(resolve) })
+      else break
     }
     for (const release of releases) release()
     const [failure] = runners.flatMap(({ ledger }) => ledger.failures.take()).map(error => ({ error }))
     if (failure !== undefined) throw failure.error
   }
 
-  async #runList (list: TaskList): Promise<void> {
+  async #runList (list: TaskList, runner: Runner): Promise<void> {
     this.#kept.delete(list)
     this.#running = list
-    list.runner.wake(list)
-    while (list.place !== -1) await new Promise<void>(resolve => { list.runner.onLeave(resolve) })
+    runner.resume(list)
+    while (list.index !== -1) await new Promise<void>(resolve => { runner.onListDone(resolve) })
     this.#running = undefined
   }
 }
 
-function recordOf ({ request }: TaskList, task: BackgroundTask, dispatch: Dispatch | undefined): RecordedTask {
-  const { name, timeout, when, job } = task.options ?? {}
-  const own = job === undefined ? { name } : { key: job.origin.key, delay: job.origin.delayMs || undefined }
+function recordOf ({ request }: TaskList, task: BackgroundTask, placement: string): RecordedTask {
+  const { name, timeout, when } = task.options ?? {}
+  const defined = asDefined(task)
+  const own = defined === undefined ? { name } : { key: defined.envelope.key, delay: defined.envelope.delayMs || undefined }
   const options = Object.entries({ ...own, timeout, when }).filter(([, value]) => value !== undefined)
   return {
     name: task.name,
-    ...job === undefined ? { args: task.args } : { payload: job.toStored().payload },
+    ...defined === undefined ? { args: task.args } : { payload: defined.toStored().payload },
     ...request !== undefined && { requestId: request.id },
-    placement: job === undefined || dispatch === undefined ? 'local' : dispatch.link.engine.name,
+    placement: defined === undefined ? 'local' : placement,
     options: Object.fromEntries(options),
     task
   }

@@ -6,8 +6,8 @@ import { Readable } from 'node:stream'
 import t from 'tap'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { start, deferred } from './support/app.js'
-import { GroupCommit } from '../lib/engines/group-commit.js'
-import type { Deadline } from '../lib/engines/deadlines.js'
+import { GroupCommit } from '../lib/dispatch/group-commit.js'
+import type { Deadline } from '../lib/dispatch/deadlines.js'
 import type { Job } from '../lib/engines/engine.js'
 
 /** An exchange of which nothing more is heard ends after ten seconds: less was a sign. */

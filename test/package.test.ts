@@ -6,7 +6,7 @@ import {
 } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
-import { basename, dirname, join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { promisify } from 'node:util'
 import t from 'tap'
@@ -54,8 +54,10 @@ t.test('the tarball holds the build, the license and the readme, and nothing els
   const beside = files.filter(path => !path.startsWith('dist/'))
   t.same(beside.sort(), ['LICENSE', 'README.md', 'package.json'])
   const built = files.filter(path => path.startsWith('dist/') && path !== 'dist/package.json')
-  t.same(built.filter(path => !/^dist\/(engines\/|exchange\/)?[\w-]+\.(js|d\.ts)$/.test(path)), [], 'no sources, maps or tests')
-  const modules = ['', 'engines/', 'exchange/'].flatMap(folder => readdirSync(join(root, 'lib', folder)).filter(name => name.endsWith('.ts')).map(name => folder + basename(name, '.ts')))
+  t.same(built.filter(path => !/^dist\/([\w-]+\/)*[\w-]+\.(js|d\.ts)$/.test(path)), [], 'no sources, maps or tests')
+  const modules = readdirSync(join(root, 'lib'), { recursive: true, encoding: 'utf8' })
+    .filter(path => path.endsWith('.ts') && !path.startsWith('commonjs'))
+    .map(path => path.replaceAll('\\', '/').slice(0, -'.ts'.length))
   const expected = [...modules, 'plugin'].flatMap(name => [`dist/${name}.js`, `dist/${name}.d.ts`])
   t.same(built.sort(), expected.sort(), 'each module of lib, and what import and require load')
 })

@@ -4,15 +4,15 @@ import { CompactTheme } from './theme.js'
 /** What a file of lib is about: the group of what it exports. */
 const GROUPS = {
   'The plugin': ['index', 'options'],
-  Tasks: ['background-task', 'background-tasks', 'app-background-tasks', 'exchange/outcome', 'ledger', 'task-adder'],
-  Definitions: ['define-task', 'enqueue', 'jobs', 'standard-schema'],
-  'Diagnostics channels': ['diagnostics'],
+  Tasks: ['tasks/background-task', 'tasks/task-options', 'tasks/task-function', 'decorators/background-tasks', 'decorators/app-background-tasks', 'exchange/outcome', 'runner/ledger', 'decorators/task-adder'],
+  Definitions: ['definitions/define-task', 'decorators/enqueue', 'definitions/jobs', 'definitions/standard-schema'],
+  'Diagnostics channels': ['tasks/diagnostics'],
   Engines: ['engines/engine']
 }
 
 /** @type {Partial<import('typedoc').TypeDocOptions>} */
 export default {
-  entryPoints: ['index', 'engines/bullmq', 'engines/pg-boss', 'engines/rabbitmq', 'testing'].map(name => `../../lib/${name}.ts`),
+  entryPoints: ['index', 'engines/bullmq/index', 'engines/pg-boss/index', 'engines/rabbitmq/index', 'testing'].map(name => `../../lib/${name}.ts`),
   tsconfig: '../../lib/tsconfig.json',
   out: '../../docs/reference',
   plugin: ['typedoc-plugin-markdown', groupByFile, app => app.renderer.defineTheme('compact', CompactTheme)],

@@ -1,14 +1,14 @@
 import type { Writable } from 'node:stream'
 
-/** Bytes that are worth a system call: the server is to begin while more is being written. */
+/** Bytes that are worth a system call of their own, so that the server begins while more is being written. */
 const CHUNK = 8192
 
 /**
- * What is written to this connection in this turn of the event loop leaves in few system calls. One for each command would
- * cost more than all else that storing a job does here.
+ * Gathers what is written to a connection in this turn of the event loop, so that it leaves in few system calls. One system call for each
+ * command would cost more than all else that storing a job does here.
  */
 export function cork (stream: Writable): void {
-  // Behind the tick, for amqplib writes at the end of the turn, and orders that only with the tick.
+  // This waits for the tick and then for the end of the turn, because amqplib orders a write for the end of the turn in the tick.
   if (stream.writableCorked === 0) process.nextTick(setImmediate, () => { stream.uncork() })
   else if (stream.writableLength < CHUNK) return
   else stream.uncork()

@@ -16,12 +16,19 @@ import { hasHeaders, hasNoTurnYet, isComplete, isGone, socketOf, statusOf, type 
 import { watchBody } from './lost-body.js'
 import type { ExchangeOutcome } from './outcome.js'
 import {
-  failureOf, hasFailed, isAfterAbort, isHandled, isHandlingFailure, isSending, isSettled, kExchange, letReturnedGo, noteFailure, noteReturned,
-  noteSending, returnedBy, type WatchedReply
+  failureOf, hasFailed, isAfterAbort, isHandled, isHandlingFailure, isSending, isSettled, letReturnedGo, noteFailure, noteReturned, noteSending, returnedBy, type WatchedReply
 } from './replies.js'
 import { onUpgradeAnswer } from './upgrade.js'
 import { joinSocket, leaveSocket } from './waiting-turn.js'
-import { watchResponse } from './watched-response.js'
+import { watchResponse, type ResponseListener } from './watched-response.js'
+
+/** On a reply: its exchange. */
+export const kExchange = Symbol('fastify-background-tasks.exchange')
+
+/** In a plugin registered before this one the decoration of its replies can be absent. */
+export interface ExchangeReply extends WatchedReply {
+  [kExchange]?: Exchange | null
+}
 
 /** Who is told that an exchange has ended: the task list of its request. */
 export interface ExchangeListener {
@@ -43,24 +50,20 @@ export interface ExchangeListener {
  */
 const SILENCE_MS = 10_000
 
-/**
- * Milliseconds between two looks at what tells by no event: a raw response that is ended after its connection was lost, and an HTTP/2 stream
- * that its client has closed while data waits to be read (Node 20, 22, 24).
- */
+/** Milliseconds between two looks at what no event tells: a raw response ended after its connection was lost, a closed HTTP/2 stream with unread data. */
 const CHECK_MS = 1_000
 
 // Tests put clocks of their own in the place of timers: exchanges end all the same.
 const { setTimeout, clearTimeout } = globalThis
 
-export class Exchange {
+export class Exchange implements ResponseListener {
   /** Undefined until the exchange has ended. */
   outcome: ExchangeOutcome | undefined
   readonly request: FastifyRequest
   readonly listener: ExchangeListener
   /** The reply, once a hook has shown it. */
-  reply: WatchedReply | undefined
-  /** Fastify may have made several requests of one raw response (`app.routing`): the one before. */
-  before: Exchange | undefined
+  reply: ExchangeReply | undefined
+  before: ResponseListener | undefined
   /** `hijack` of the reply, as it was found. */
   hijack: FastifyReply['hijack'] | undefined
   /** Whether a failure is being handled: from `onError` until the error handler's reply enters `onSend`. */
@@ -71,14 +74,13 @@ export class Exchange {
   /** Whether the reply is in its `onSend` hooks, or has passed them; not while a failure of one is handled. */
   #isSending = false
   #hasSendFailed = false
-  /** Whether the handler's promise is waited for. */
-  #isFollowing = false
+  #isFollowingHandler = false
   #aborted = false
   /** What a hijacked upgrade was answered with. */
   #upgradeStatus: number | undefined
   #timer: NodeJS.Timeout | undefined
 
-  /** @param hasLastHook whether the request's route has the hook that comes behind all others */
+  /** @param hasLastHook whether the request's route has the hook that comes after all others */
   constructor (request: FastifyRequest, listener: ExchangeListener, hasLastHook: (request: FastifyRequest, reply: WatchedReply) => boolean) {
     this.request = request
     this.listener = listener
@@ -86,7 +88,7 @@ export class Exchange {
   }
 
   /** The reply is known: its raw response tells when the exchange is over. */
-  attachReply (reply: WatchedReply): void {
+  attachReply (reply: ExchangeReply): void {
     if (this.reply !== undefined) return
     this.reply = reply
     reply[kExchange] = this
@@ -236,7 +238,7 @@ export class Exchange {
 
   /** The response is over, and the handler has given no sign yet. */
   #awaitHandler (): void {
-    if (this.#isFollowing) return
+    if (this.#isFollowingHandler) return
     const { reply } = this
     // A returned reply waits for the response, which is over.
     if (reply !== undefined && returnedBy(reply) === reply && !this.#isAnswering) {
@@ -249,9 +251,9 @@ export class Exchange {
       if (reply === undefined || !isHandled(reply)) watchBody(this)
       return
     }
-    this.#isFollowing = true
+    this.#isFollowingHandler = true
     const ended = (): void => {
-      this.#isFollowing = false
+      this.#isFollowingHandler = false
       this.#startSilence()
     }
     handling.then(value => {

@@ -1,10 +1,19 @@
-import type { Exchange } from './exchange.js'
+import type { FastifyRequest } from 'fastify'
+
+/** An exchange that waits for its handler. */
+interface BodyWaiter {
+  readonly request: FastifyRequest
+  /** Undefined until the exchange has ended. */
+  readonly outcome: object | undefined
+  /** The body will never come. */
+  bodyLost: () => void
+}
 
 /**
  * A body that an abort cuts off before Fastify reads it neither ends nor fails, so that neither the handler nor `onSend` is ever called
  * (`rawBody` in Fastify's content-type-parser.js): that wait begins with `resume`.
  */
-export function watchBody (exchange: Exchange): void {
+export function watchBody (exchange: BodyWaiter): void {
   const { raw } = exchange.request
   let isWatched = false
   const watchResume = (): void => {

@@ -1,19 +1,14 @@
 /** What is kept on a reply, for an exchange that may be opened later. */
 import type { FastifyReply } from 'fastify'
 import { isGone } from './connection.js'
-import type { Exchange } from './exchange.js'
 
-/** On a reply, and on a raw response: its exchange. */
-export const kExchange = Symbol('fastify-background-tasks.exchange')
 const kReturned = Symbol('fastify-background-tasks.returned')
 const kSending = Symbol('fastify-background-tasks.sending')
 const kSettled = Symbol('fastify-background-tasks.settled')
 const kFailure = Symbol('fastify-background-tasks.failure')
 const kHandlingFailure = Symbol('fastify-background-tasks.handling-failure')
 
-/** In a plugin registered before this one the decoration of its replies can be absent. */
 export interface WatchedReply extends FastifyReply {
-  [kExchange]?: Exchange | null
   /** What the handler returned, or where it is; absent until it is called. */
   [kReturned]?: unknown
   /** The reply has entered, and has passed, the `onSend` hooks: at which time, as seen from the client. */

@@ -7,8 +7,8 @@ import { isToBeRetried, RETRY_AFTER } from '../errors.js'
 import { attempt, isNativePromise, promiseOf } from '../foreign.js'
 import { instancesOf } from '../instances.js'
 import { isGone, isOfAbort } from './connection.js'
-import { Exchange, type ExchangeListener } from './exchange.js'
-import { failureOf, hasFailed, isHandled, kExchange, noteFailure, noteHandled, noteReturned, noteSending, noteSettled, type WatchedReply } from './replies.js'
+import { Exchange, kExchange, type ExchangeListener, type ExchangeReply } from './exchange.js'
+import { failureOf, hasFailed, isHandled, noteFailure, noteHandled, noteReturned, noteSending, noteSettled } from './replies.js'
 import { isUpgrade } from './upgrade.js'
 
 const kReply = Symbol('fastify-background-tasks.reply')
@@ -17,14 +17,14 @@ const kEarly = Symbol('fastify-background-tasks.early')
 const kHasLastHook = Symbol('fastify-background-tasks.has-last-hook')
 
 interface WatchedRequest extends FastifyRequest {
-  [kReply]?: WatchedReply | null
+  [kReply]?: ExchangeReply | null
   /** Opened before our `onRequest` hook has shown the reply. */
   [kEarly]?: Exchange
 }
 
 /** Of requests that somebody had frozen before we saw them. */
 interface Kept {
-  reply?: WatchedReply
+  reply?: ExchangeReply
   early?: Exchange
 }
 const frozen = new WeakMap<FastifyRequest, Kept>()
@@ -82,7 +82,7 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
 }
 
 /** The first hook that is given the reply may be any of them: a hook before ours can reply itself. */
-function seen (request: WatchedRequest, reply: WatchedReply): void {
+function seen (request: WatchedRequest, reply: ExchangeReply): void {
   if (request[kReply] === reply) return
   try {
     request[kReply] = reply
@@ -94,7 +94,7 @@ function seen (request: WatchedRequest, reply: WatchedReply): void {
 }
 
 /** `hijack` is watched on this one reply: it refines the moment, and a miss costs only time. */
-function attach (exchange: Exchange, reply: WatchedReply): void {
+function attach (exchange: Exchange, reply: ExchangeReply): void {
   exchange.hijack = reply.hijack
   try {
     reply.hijack = hijackWatched
@@ -102,21 +102,21 @@ function attach (exchange: Exchange, reply: WatchedReply): void {
   exchange.attachReply(reply)
 }
 
-function hijackWatched (this: WatchedReply): FastifyReply {
+function hijackWatched (this: ExchangeReply): FastifyReply {
   const exchange = this[kExchange]
   exchange?.hijack?.call(this)
   exchange?.hijacked()
   return this
 }
 
-function hasLastHook (request: FastifyRequest, reply: WatchedReply): boolean {
+function hasLastHook (request: FastifyRequest, reply: ExchangeReply): boolean {
   return isHandled(reply) || (request.routeOptions.config as { [kHasLastHook]?: boolean } | undefined)?.[kHasLastHook] === true
 }
 
 type Done = (error?: Error) => void
 
 /** Comes before the app's and the route's own hooks that were added later; on most routes {@link backgroundTasksLastOnSend} comes after them all. */
-function backgroundTasksOnSend (request: FastifyRequest, reply: WatchedReply, payload: unknown, done: Done): void {
+function backgroundTasksOnSend (request: FastifyRequest, reply: ExchangeReply, payload: unknown, done: Done): void {
   seen(request, reply)
   const exchange = reply[kExchange]
   if (exchange == null) {
@@ -129,7 +129,7 @@ function backgroundTasksOnSend (request: FastifyRequest, reply: WatchedReply, pa
   else lastOfAll(exchange, reply, payload, done)
 }
 
-function backgroundTasksLastOnSend (_request: FastifyRequest, reply: WatchedReply, payload: unknown, done: Done): void {
+function backgroundTasksLastOnSend (_request: FastifyRequest, reply: ExchangeReply, payload: unknown, done: Done): void {
   const exchange = reply[kExchange]
   if (exchange != null) {
     lastOfAll(exchange, reply, payload, done)
@@ -140,7 +140,7 @@ function backgroundTasksLastOnSend (_request: FastifyRequest, reply: WatchedRepl
 }
 
 /** What the reply promises is stored when no other hook can fail any more. */
-function lastOfAll (exchange: Exchange, reply: WatchedReply, payload: unknown, done: Done): void {
+function lastOfAll (exchange: Exchange, reply: ExchangeReply, payload: unknown, done: Done): void {
   const { handling } = exchange
   // An `onError` hook of another plugin, before ours, that failed itself.
   const isUnsure = handling !== undefined && reply.statusCode >= 400 && !hasFailed(reply)
@@ -173,7 +173,7 @@ function lastOfAll (exchange: Exchange, reply: WatchedReply, payload: unknown, d
     .catch(err => { attempt(() => { reply.log.error({ err }, 'the reply could not be sent') }) })
 }
 
-function goOut (exchange: Exchange, reply: WatchedReply): void {
+function goOut (exchange: Exchange, reply: ExchangeReply): void {
   if (hasFailed(reply)) sayWhenToRetry(reply, failureOf(reply))
   noteSettled(reply)
   exchange.settle()
@@ -200,13 +200,13 @@ function sayWhenToRetry (reply: FastifyReply, error: unknown): void {
   if (isToBeRetried(error) && reply.statusCode === 503 && !reply.hasHeader('retry-after')) reply.header('retry-after', RETRY_AFTER)
 }
 
-function backgroundTasksOnError (request: FastifyRequest, reply: WatchedReply, error: unknown, done: () => void): void {
+function backgroundTasksOnError (request: FastifyRequest, reply: ExchangeReply, error: unknown, done: () => void): void {
   seen(request, reply)
   failed(reply, error)
   done()
 }
 
-function failed (reply: WatchedReply, error: unknown): void {
+function failed (reply: ExchangeReply, error: unknown): void {
   if (isGone(reply.raw, reply.request) && isOfAbort(error)) return
   const exchange = reply[kExchange]
   if (exchange != null) exchange.fail(reply, error)
@@ -232,7 +232,7 @@ const OF_ANY_FUNCTION: ReadonlySet<PropertyKey> = new Set(['prototype', 'argumen
 
 /** The handler, with a look at what it returns: after an abort nothing else may tell that it has ended. */
 function watchHandler (handler: Handler): Handler {
-  function watchedHandler (this: FastifyInstance, request: FastifyRequest, reply: WatchedReply): unknown {
+  function watchedHandler (this: FastifyInstance, request: FastifyRequest, reply: ExchangeReply): unknown {
     let returned: unknown
     noteHandled(reply)
     try {

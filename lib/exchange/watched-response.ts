@@ -1,29 +1,39 @@
 /** The events of a raw response, told to its exchanges. */
+import type { FastifyRequest } from 'fastify'
 import { endsAtFinish, isComplete, type RawResponse as Raw } from './connection.js'
-import type { Exchange } from './exchange.js'
-import { kExchange } from './replies.js'
 import { isUpgrade } from './upgrade.js'
 
-type RawResponse = Raw & { [kExchange]?: Exchange }
+/** An exchange that is told of its raw response. */
+export interface ResponseListener {
+  readonly request: FastifyRequest
+  /** Fastify may have made several requests of one raw response (`app.routing`): the listener before. */
+  before: ResponseListener | undefined
+  /** @param complete whether the last byte was handed to the socket */
+  closed: (complete: boolean) => void
+}
 
-export function watchResponse (raw: RawResponse, exchange: Exchange): void {
-  exchange.before = raw[kExchange]
-  raw[kExchange] = exchange
-  if (exchange.before !== undefined) return
+const kListener = Symbol('fastify-background-tasks.response-listener')
+
+type RawResponse = Raw & { [kListener]?: ResponseListener }
+
+export function watchResponse (raw: RawResponse, listener: ResponseListener): void {
+  listener.before = raw[kListener]
+  raw[kListener] = listener
+  if (listener.before !== undefined) return
   raw.on('close', onClose)
   // A client that closes its HTTP/2 stream with NO_ERROR: `close` may never come.
   raw.stream?.on('aborted', () => { onClose.call(raw) })
   // Nobody detaches a refused upgrade's response from its socket, so its `close` waits for the connection's.
-  if (endsAtFinish(raw) || isUpgrade(exchange.request)) raw.on('finish', onFinish)
+  if (endsAtFinish(raw) || isUpgrade(listener.request)) raw.on('finish', onFinish)
 }
 
 /** Shared, because a closure for each response costs 9 % of an empty request. */
 function onClose (this: RawResponse): void {
-  for (let exchange = this[kExchange]; exchange !== undefined; exchange = exchange.before) {
-    exchange.closed(isComplete(this, exchange.request))
+  for (let listener = this[kListener]; listener !== undefined; listener = listener.before) {
+    listener.closed(isComplete(this, listener.request))
   }
 }
 
 function onFinish (this: RawResponse): void {
-  for (let exchange = this[kExchange]; exchange !== undefined; exchange = exchange.before) exchange.closed(true)
+  for (let listener = this[kListener]; listener !== undefined; listener = listener.before) listener.closed(true)
 }

@@ -1,7 +1,8 @@
 import { Writable } from 'node:stream'
 import { setImmediate as turn } from 'node:timers/promises'
+import { Queue } from 'bullmq'
 import tap from 'tap'
-import { bullmq } from '../../lib/engines/bullmq.js'
+import { bullmq } from '../../lib/engines/bullmq/index.js'
 import { cork } from '../../lib/engines/cork.js'
 import { openRedis } from '../support/redis.js'
 import { conformance } from './suite.js'
@@ -11,7 +12,12 @@ conformance(async t => {
   return redis && {
     name: 'bullmq',
     engine: () => bullmq(redis),
-    supports: { delay: true, key: true, tx: false, get: true }
+    supports: { delay: true, key: true, tx: false, get: true },
+    async storeByHand (task, stored) {
+      const queue = new Queue(task, { connection: { url: redis.connection }, prefix: redis.prefix })
+      await queue.add(task, stored)
+      await queue.close()
+    }
   }
 })
 

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { PgBoss } from 'pg-boss'
 import t from 'tap'
-import { pgBoss, type PgBossOptions } from '../../lib/engines/pg-boss.js'
+import { pgBoss, type PgBossOptions } from '../../lib/engines/pg-boss/index.js'
 import { defineTask } from '../../lib/index.js'
 import { start } from '../support/app.js'
 import { postgresServer } from '../support/servers.js'

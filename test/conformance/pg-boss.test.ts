@@ -1,5 +1,5 @@
-import { pgBoss } from '../../lib/engines/pg-boss.js'
-import { openPostgres } from '../support/postgres.js'
+import { pgBoss } from '../../lib/engines/pg-boss/index.js'
+import { openPostgres, sendByHand } from '../support/postgres.js'
 import { conformance } from './suite.js'
 
 conformance(async t => {
@@ -9,6 +9,7 @@ conformance(async t => {
   return {
     name: 'pg-boss',
     engine: () => pgBoss({ connectionString, schema }),
-    supports: { delay: true, key: true, tx: true, get: true }
+    supports: { delay: true, key: true, tx: true, get: true },
+    storeByHand: (task, stored) => sendByHand({ connectionString, schema }, task, stored)
   }
 })

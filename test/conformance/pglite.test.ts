@@ -1,6 +1,7 @@
 import { PGlite } from '@electric-sql/pglite'
 import { fromPglite } from 'pg-boss'
-import { pgBoss } from '../../lib/engines/pg-boss.js'
+import { pgBoss } from '../../lib/engines/pg-boss/index.js'
+import { sendByHand } from '../support/postgres.js'
 import { conformance } from './suite.js'
 
 conformance(async t => {
@@ -9,6 +10,7 @@ conformance(async t => {
   return {
     name: 'pg-boss on PGlite',
     engine: () => pgBoss({ db: fromPglite(pglite), options: { backend: 'pglite' } }),
-    supports: { delay: true, key: true, tx: true, get: true }
+    supports: { delay: true, key: true, tx: true, get: true },
+    storeByHand: (task, stored) => sendByHand({ db: fromPglite(pglite), backend: 'pglite' }, task, stored)
   }
 })

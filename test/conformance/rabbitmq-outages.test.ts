@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { GetMessage } from 'amqplib'
 import t, { type Test } from 'tap'
-import { rabbitmq, type RabbitMqOptions } from '../../lib/engines/rabbitmq.js'
+import { rabbitmq, type RabbitMqOptions } from '../../lib/engines/rabbitmq/index.js'
 import { defineTask } from '../../lib/index.js'
 import { start } from '../support/app.js'
 import { opened } from '../support/opened.js'

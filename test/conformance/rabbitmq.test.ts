@@ -4,5 +4,12 @@ import { conformance } from './suite.js'
 conformance(async t => {
   const broker = await openRabbitMq(t)
   if (broker === undefined) return undefined
-  return { name: 'rabbitmq', engine: () => broker.engine(), supports: { delay: true, key: false, tx: false, get: false } }
+  return {
+    name: 'rabbitmq',
+    engine: () => broker.engine(),
+    supports: { delay: true, key: false, tx: false, get: false },
+    async storeByHand (task, { payload, headers, requestId }) {
+      broker.channel.sendToQueue(`${broker.prefix}.${task}`, Buffer.from(JSON.stringify(payload)), { headers, correlationId: String(requestId) })
+    }
+  }
 })

@@ -3,12 +3,13 @@
  * What a placement cannot do it has to refuse.
  */
 import { AsyncLocalStorage } from 'node:async_hooks'
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Type } from '@sinclair/typebox'
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifyServerOptions } from 'fastify'
 import type { Test } from 'tap'
 import t from 'tap'
-import { defineTask, type AnyTaskDefinition, type FastifyBackgroundTasksOptions, type TaskEngine, type TaskRecord } from '../../lib/index.js'
+import { defineTask, type AnyTaskDefinition, type FastifyBackgroundTasksOptions, type TaskEngine, type TaskEnqueueMessage, type TaskRecord } from '../../lib/index.js'
 import { start, type Started } from '../support/app.js'
 
 export interface PlacementUnderTest {
@@ -16,7 +17,15 @@ export interface PlacementUnderTest {
   /** A new adapter to one and the same place; undefined for this process. */
   readonly engine: (() => TaskEngine<unknown>) | undefined
   readonly supports: TaskEngine['supports']
+  /** Stores a task without this package, as someone else's program does. Each engine has to have it. */
+  readonly storeByHand?: (task: string, stored: StoredByHand) => Promise<unknown>
   readonly cleanUp?: () => Promise<unknown>
+}
+
+export interface StoredByHand {
+  readonly payload: unknown
+  readonly headers: Readonly<Record<string, unknown>>
+  readonly requestId: string | number
 }
 
 const retryFast = { attempts: 3, backoff: { type: 'fixed', delay: 50 } } as const
@@ -32,9 +41,9 @@ export function conformance (open: (t: Test) => Promise<PlacementUnderTest | und
     const place = await open(t)
     if (place === undefined) return
     if (place.cleanUp !== undefined) t.teardown(place.cleanUp)
-    const { supports, engine } = place
-    const onPlace = async (t: Test, tasks: readonly AnyTaskDefinition[], options: FastifyBackgroundTasksOptions = {}, routes: (app: FastifyInstance) => void = () => {}): Promise<Started> => {
-      const started = await start(t, { tasks, ...engine !== undefined && { engine: engine() }, enqueueTimeout: 5_000, ...options })
+    const { supports, engine, storeByHand } = place
+    const onPlace = async (t: Test, tasks: readonly AnyTaskDefinition[], options: FastifyBackgroundTasksOptions = {}, routes: (app: FastifyInstance) => void = () => {}, server: FastifyServerOptions = {}): Promise<Started> => {
+      const started = await start(t, { tasks, ...engine !== undefined && { engine: engine() }, enqueueTimeout: 5_000, ...options }, server)
       routes(started.app)
       await started.app.ready()
       return started
@@ -218,7 +227,7 @@ export function conformance (open: (t: Test) => Promise<PlacementUnderTest | und
       await untilState(second.app, long, id, 'succeeded')
     })
 
-    if (engine === undefined) return
+    if (engine === undefined || storeByHand === undefined) return
 
     await t.test('web and worker are the same app: the one stores, the other runs, so many at once', async t => {
       let running = 0
@@ -238,6 +247,23 @@ export function conformance (open: (t: Test) => Promise<PlacementUnderTest | und
       if (supports.get) t.match(await read(web.app, other, id), { state: 'pending', attempt: 0 })
       t.match(worker.app.backgroundTasks.stats, { enqueued: 0 })
       t.match(web.app.backgroundTasks.stats, { enqueued: 31 })
+    })
+
+    await t.test('each header that is a text reaches the handler, whatever other headers there are; a request id that is a number does as a text', async t => {
+      const ran: unknown[] = []
+      const note = defineTask({ name: 'note', handler (by: string, { headers, requestId }) { ran.push([by, headers, requestId]) } })
+      const odd = { n: 7, yes: true, nested: { a: 'b' } }
+      const addOdd = (message: unknown): void => { Object.assign((message as TaskEnqueueMessage).headers, { tenant: 'a', ...odd }) }
+      subscribe('fastify-background-tasks.enqueue', addOdd)
+      t.teardown(() => { unsubscribe('fastify-background-tasks.enqueue', addOdd) })
+      const { app } = await onPlace(t, [note], {}, app => app.get('/', async request => { request.backgroundTasks.addTask(note, 'a request') }), { genReqId: () => 7 as unknown as string })
+      const reply = await app.inject({ url: '/', headers: { traceparent: '00-1-2-01' } })
+      t.equal(reply.statusCode, 200)
+      await until(() => ran.length === 1)
+      await storeByHand('note', { payload: 'by hand', headers: { traceparent: '00-1-2-01', ...odd, tenant: 'a' }, requestId: 7 })
+      await until(() => ran.length === 2)
+      const headers = { traceparent: '00-1-2-01', tenant: 'a' }
+      t.strictSame(ran, [['a request', headers, '7'], ['by hand', headers, '7']])
     })
 
     await t.test('a job that was stored sees nothing of the request that stored it, though it runs in the same process', async t => {

@@ -3,7 +3,7 @@ import { appendFile } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Type } from '@sinclair/typebox'
 import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
-import { bullmq } from '../../lib/engines/bullmq.js'
+import { bullmq } from '../../lib/engines/bullmq/index.js'
 import backgroundTasks, { BackgroundTask, defineTask, type TaskEngine } from '../../lib/index.js'
 
 async function writeNotification (email: string, { message = '' } = {}): Promise<void> {

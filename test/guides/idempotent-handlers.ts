@@ -2,7 +2,7 @@
 import { Type } from '@sinclair/typebox'
 import type { FastifyInstance } from 'fastify'
 import { Pool, type PoolClient } from 'pg'
-import { pgBoss } from '../../lib/engines/pg-boss.js'
+import { pgBoss } from '../../lib/engines/pg-boss/index.js'
 import backgroundTasks, { defineTask, type TaskEngine } from '../../lib/index.js'
 
 /** Runs the work in a transaction, unless one of this id was committed before. */

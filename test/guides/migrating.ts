@@ -2,7 +2,7 @@
 import { Type } from '@sinclair/typebox'
 import { Queue, Worker } from 'bullmq'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { bullmq } from '../../lib/engines/bullmq.js'
+import { bullmq } from '../../lib/engines/bullmq/index.js'
 import backgroundTasks, { defineTask } from '../../lib/index.js'
 
 /** What the routes need. */

@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import pg from 'pg'
+import { PgBoss, type ConstructorOptions } from 'pg-boss'
 import type { Test } from 'tap'
 import { opened } from './opened.js'
 
@@ -19,4 +20,12 @@ export async function openPostgres (t: Test): Promise<OpenPostgres | undefined> 
   const schema = `fbt_test_${randomUUID().slice(0, 8)}`
   t.teardown(() => pool.query(`drop schema if exists ${schema} cascade`))
   return { connectionString, pool, schema }
+}
+
+/** Stores a job as a program does that has pg-boss and nothing of this package. */
+export async function sendByHand (options: ConstructorOptions, queue: string, data: object): Promise<void> {
+  const boss = new PgBoss({ ...options, schedule: false, supervise: false })
+  await boss.start()
+  await boss.send(queue, data)
+  await boss.stop({ graceful: false })
 }

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { connect, type Channel } from 'amqplib'
 import type { Test } from 'tap'
-import { rabbitmq, type RabbitMqOptions } from '../../lib/engines/rabbitmq.js'
+import { rabbitmq, type RabbitMqOptions } from '../../lib/engines/rabbitmq/index.js'
 import type { TaskEngine } from '../../lib/index.js'
 import { opened } from './opened.js'
 

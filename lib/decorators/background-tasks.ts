@@ -1,0 +1,141 @@
+import type { FastifyRequest } from 'fastify'
+import type { AnyTaskDefinition } from '../definitions/define-task.js'
+import type { DefinedTask } from '../definitions/defined-task.js'
+import { FST_BGT_CLOSED } from '../errors.js'
+import type { Exchange, ExchangeListener } from '../exchange/exchange.js'
+import type { ExchangeOutcome } from '../exchange/outcome.js'
+import { openExchange } from '../exchange/watch.js'
+import { isThenable, readOr } from '../foreign.js'
+import type { BackgroundTask } from '../tasks/background-task.js'
+import type { OverloadedArgs, OverloadedFunction, TaskFunction } from '../tasks/task-function.js'
+import type { TaskList } from '../tasks/task-list.js'
+import { checkTaskOptions, type TaskCondition, type TaskOptions } from '../tasks/task-options.js'
+import type { Intake, ReplyPromises } from './intake.js'
+import type { AddedArgs, AddedTask, TaskAdder } from './task-adder.js'
+
+/** A task of a definition that was added before the reply. */
+interface Promised {
+  readonly task: DefinedTask
+  /** Kept apart: a task that has ended has no options any more. */
+  readonly when: TaskCondition
+}
+
+/** A request's tasks: they run in the order added, one at a time, once its exchange has ended. */
+export class BackgroundTasks implements TaskAdder, ExchangeListener, ReplyPromises {
+  readonly #intake: Intake
+  readonly #list: TaskList
+  /** Set while it is opened: one that is over by then ends right away. */
+  #exchange!: Exchange
+  /** Tasks of definitions that the reply promises, until it goes out. */
+  #promised: Promised[] | undefined
+  #hasReplied = false
+
+  /** @internal */
+  constructor (intake: Intake, request: FastifyRequest) {
+    this.#intake = intake
+    this.#list = intake.listFor(request)
+    openExchange(request, this)
+  }
+
+  /** Tasks that have not finished yet. */
+  get length (): number {
+    return this.#list.unfinished
+  }
+
+  /** Aborts when the deadline of the drain has passed. It is the app's: remove the listeners that you add. */
+  get signal (): AbortSignal {
+    return this.#intake.runner.signal
+  }
+
+  /** How the exchange ended; undefined until it has. */
+  get outcome (): ExchangeOutcome | undefined {
+    return this.#exchange.outcome
+  }
+
+  addTask<T extends BackgroundTask | AnyTaskDefinition | TaskFunction>(task: AddedTask<T>, ...args: AddedArgs<T>): BackgroundTask
+  addTask<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): BackgroundTask
+  addTask (fn: unknown, ...args: unknown[]): BackgroundTask {
+    return this.#intake.add(this.#list, fn, args, undefined, this)
+  }
+
+  /**
+   * Options for the tasks added through what it returns, on the same list and in the same order.
+   * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
+   */
+  with (options: TaskOptions): TaskAdder {
+    const checked = checkTaskOptions(options, false)
+    return { addTask: (fn: unknown, ...args: unknown[]) => this.#intake.add(this.#list, fn, args, checked, this) }
+  }
+
+  /**
+   * Adds a function that runs when the list has ended, whatever failed or was skipped; the one added last runs first.
+   * @throws FST_BGT_INVALID_TASK if it is not a function
+   */
+  addCleanup<F extends TaskFunction>(fn: OverloadedFunction<F>, ...args: OverloadedArgs<F>): void
+  addCleanup<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): void
+  addCleanup (fn: unknown, ...args: unknown[]): void {
+    this.#intake.addCleanup(this.#list, fn, args)
+  }
+
+  /** @internal */
+  promise (task: DefinedTask): boolean {
+    if (this.#hasReplied) return false
+    this.#promised ??= []
+    this.#promised.push({ task, when: this.#intake.runner.conditionOf(task.options) })
+    return true
+  }
+
+  /** @internal */
+  exchangeOpened (exchange: Exchange): void {
+    this.#exchange = exchange
+    this.#list.attachExchange(exchange)
+  }
+
+  /** @internal No reply will pass `onSend`. */
+  replyHijacked (): void {
+    this.#storeUnawaited(this.#exchange.currentOutcome())
+  }
+
+  /**
+   * Stores what the reply promises, before it goes out. There is nothing to wait for if there is nothing to store.
+   * @internal
+   * @throws FST_BGT_CLOSED if a task was abandoned meanwhile
+   */
+  storeBeforeReply (): Promise<void> | undefined {
+    const promised = this.#takePromised()
+    if (promised === undefined) return undefined
+    const outcome = this.#exchange.currentOutcome()
+    const storing = this.#intake.dispatch?.store(this.#list, promised.map(({ task }) => task), outcome)
+    if (!promised.some(({ task, when }) => task.state === 'abandoned' && wouldRun(when, outcome))) return storing
+    storing?.catch(() => {})
+    return Promise.reject(new FST_BGT_CLOSED('addTask'))
+  }
+
+  /** @internal */
+  exchangeEnded (): void {
+    this.#storeUnawaited(this.#exchange.currentOutcome())
+    this.#intake.runner.exchangeEnded(this.#list)
+  }
+
+  #storeUnawaited (outcome: ExchangeOutcome): void {
+    const promised = this.#takePromised()
+    if (promised !== undefined) this.#intake.dispatch?.storeUnawaited(this.#list, promised.map(({ task }) => task), outcome)
+  }
+
+  /** From now on tasks are stored when they are added. */
+  #takePromised (): Promised[] | undefined {
+    const promised = this.#promised
+    this.#promised = undefined
+    this.#hasReplied = true
+    return promised
+  }
+}
+
+/** Whether a task that was abandoned would have run: then the reply must not promise it. */
+function wouldRun (when: TaskCondition, outcome: ExchangeOutcome): boolean {
+  if (outcome.failed || when === 'error') return false
+  return typeof when !== 'function' || readOr(true, () => {
+    const answer: unknown = when(outcome)
+    return isThenable(answer) || Boolean(answer)
+  })
+}

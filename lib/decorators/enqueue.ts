@@ -1,0 +1,74 @@
+/** `enqueue` and `get` of the app: they store and read one task immediately, wherever tasks of definitions run. */
+import { TaskDefinition, type AnyTaskDefinition } from '../definitions/define-task.js'
+import type { JobRecord, Receipt } from '../engines/engine.js'
+import { FST_BGT_CLOSED, FST_BGT_INVALID_TASK, typeOf } from '../errors.js'
+import { attempt, isInstance } from '../foreign.js'
+import { JOB_RULES, type JobOptions } from '../definitions/jobs.js'
+import { check, OBJECT, type Rules } from '../rules.js'
+import type { Intake } from './intake.js'
+
+/** Options of `enqueue`. */
+export interface EnqueueOptions extends JobOptions {
+  /** The caller's transaction, of engines that have them: the job is visible after its commit, and gone after its rollback. @default none */
+  readonly tx?: { executeSql: (text: string, values?: unknown[]) => Promise<unknown> } | undefined
+}
+
+/** What `enqueue` takes after a definition. */
+export type EnqueueArgs<Payload> = undefined extends Payload
+  ? [payload?: Payload, options?: EnqueueOptions]
+  : [payload: Payload, options?: EnqueueOptions]
+
+const ENQUEUE_RULES: Rules = {
+  ...JOB_RULES,
+  tx: {
+    accepts: '{ executeSql(text, values) }',
+    test: value => OBJECT.test(value) && typeof (value as { executeSql?: unknown }).executeSql === 'function'
+  }
+}
+
+export async function enqueue (intake: Intake, definition: AnyTaskDefinition, payload: unknown, options: EnqueueOptions = {}): Promise<Receipt> {
+  const { runner, jobs, dispatch } = intake
+  refuseOthers('enqueue', definition)
+  check('enqueue', options, ENQUEUE_RULES)
+  if (runner.isClosed) throw new FST_BGT_CLOSED('enqueue')
+  const { tx, ...jobOptions } = options
+  if (tx !== undefined) jobs.refuseUnless('tx', definition)
+  const task = jobs.make(definition, payload, jobOptions, undefined, undefined)
+  const { id } = task
+  if (dispatch === undefined) return addHere()
+  try {
+    const [receipt = { id, duplicate: false }] = await dispatch.link.enqueue([task.toStored()], tx)
+    if (!receipt.duplicate) runner.ledger.enqueuedAlone(task)
+    return receipt
+  } catch (err) {
+    // What belongs to a transaction cannot run without it.
+    if (tx !== undefined || !dispatch.fallsBack) throw err
+    attempt(() => { runner.log.warn({ err, task: { id, name: definition.name } }, 'background task could not be stored: it runs here') })
+    return addHere()
+  }
+
+  function addHere (): Receipt {
+    if (jobs.history.isTaken(task)) return { id, duplicate: true }
+    intake.addAlone(task)
+    return { id, duplicate: false }
+  }
+}
+
+export async function get (intake: Intake, definition: AnyTaskDefinition, id: string): Promise<JobRecord | undefined> {
+  const { runner, jobs, dispatch } = intake
+  refuseOthers('get', definition)
+  if (typeof id !== 'string') throw new FST_BGT_INVALID_TASK(`get accepts a definition and the id of a task; received ${typeOf(id)} for the id`)
+  if (runner.isClosed) throw new FST_BGT_CLOSED('get')
+  // What is recorded is here, and would not be found there.
+  if (intake.recorder !== undefined) jobs.refuseUnless('get', definition)
+  const local = jobs.find(definition, id)
+  if (dispatch === undefined || local !== undefined) return local
+  jobs.refuseUnless('get', definition)
+  return await dispatch.link.get(definition.name, id)
+}
+
+/** @throws FST_BGT_INVALID_TASK for what is no definition */
+function refuseOthers (where: string, definition: unknown): void {
+  if (isInstance(definition, TaskDefinition)) return
+  throw new FST_BGT_INVALID_TASK(`${where} accepts a definition, which defineTask makes; received ${typeOf(definition)}`)
+}

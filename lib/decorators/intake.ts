@@ -1,0 +1,162 @@
+import type { FastifyRequest } from 'fastify'
+import { TaskDefinition, type AnyTaskDefinition } from '../definitions/define-task.js'
+import type { DefinedTask } from '../definitions/defined-task.js'
+import type { JobOptions, Jobs } from '../definitions/jobs.js'
+import type { Dispatch } from '../dispatch/dispatch.js'
+import { attempt, isFunction, isInstance, promiseOf } from '../foreign.js'
+import { isInLateCleanup } from '../runner/late-cleanups.js'
+import type { Runner } from '../runner/runner.js'
+import { BackgroundTask, invalidTask } from '../tasks/background-task.js'
+import type { TaskFunction } from '../tasks/task-function.js'
+import { TaskList } from '../tasks/task-list.js'
+import type { AddedOptions, TaskOptions } from '../tasks/task-options.js'
+
+/** A request, as far as its reply promises tasks of definitions. */
+export interface ReplyPromises {
+  /** The reply will promise the task. @returns whether the task is stored with the reply, and not now */
+  promise: (task: DefinedTask) => boolean
+}
+
+/** A test that is told of what is added, and keeps it from running. */
+export interface AddListener {
+  /** The task is about to be put on the list. */
+  taskAdded: (intake: Intake, list: TaskList, task: BackgroundTask) => void
+  /** What is recorded will not run. */
+  drop: () => void
+  /** Another one takes its place. */
+  detach: () => void
+}
+
+/** The platform's `waitUntil`. */
+export type WaitUntil = (promise: Promise<void>) => void
+
+/** What `addTask` and `addCleanup` do: make the task, put it on its list, hand it on. */
+export class Intake {
+  readonly runner: Runner
+  readonly jobs: Jobs
+  /** None if everything runs here. */
+  readonly #dispatch: Dispatch | undefined
+  readonly #waitUntil: WaitUntil | undefined
+  /** Set while a test records. */
+  recorder: AddListener | undefined
+
+  constructor (runner: Runner, jobs: Jobs, dispatch: Dispatch | undefined, waitUntil: WaitUntil | undefined) {
+    this.runner = runner
+    this.jobs = jobs
+    this.#dispatch = dispatch
+    this.#waitUntil = waitUntil
+  }
+
+  /** None if everything runs here, as it does while a test records. */
+  get dispatch (): Dispatch | undefined {
+    return this.recorder === undefined ? this.#dispatch : undefined
+  }
+
+  /** Where tasks of definitions run. */
+  get placement (): string {
+    return this.#dispatch?.link.engine.name ?? 'local'
+  }
+
+  listFor (request: FastifyRequest | undefined): TaskList {
+    return new TaskList(this.runner, request)
+  }
+
+  /** @throws as `addTask` does, see `TaskAdder` */
+  add (list: TaskList, fn: unknown, args: unknown[], options: TaskOptions | undefined, reply: ReplyPromises | undefined): BackgroundTask {
+    // A function, the usual one, does not pay for the look at its prototypes.
+    if (typeof fn !== 'function' && isInstance(fn, TaskDefinition)) {
+      return this.#addDefined(list, fn as AnyTaskDefinition, args[0], args[1] as JobOptions | undefined, options, reply)
+    }
+    const { runner } = this
+    const task = this.#toTask(fn, args)
+    if (!runner.isClosed) runner.ledger.admit()
+    task.attachTo(list, optionsNow(list, options))
+    if (task === fn) task.captureContext()
+    if (runner.isClosed) {
+      runner.ledger.refused(list, task)
+    } else {
+      list.push(task)
+      this.#added(list, task)
+    }
+    return task
+  }
+
+  /** Puts a task of a definition, which no request has added, on a list of its own. */
+  addAlone (task: DefinedTask): void {
+    this.runner.ledger.admit()
+    this.jobs.history.add(task)
+    const list = this.listFor(undefined)
+    task.attachTo(list, undefined)
+    list.pushOnly(task)
+    this.#added(list, task)
+  }
+
+  /** @throws FST_BGT_INVALID_TASK */
+  addCleanup (list: TaskList, fn: unknown, args: unknown[]): void {
+    if (!isFunction(fn)) throw invalidTask('addCleanup', fn)
+    const cleanup = BackgroundTask.of(fn as TaskFunction, args)
+    cleanup.attachTo(list, undefined)
+    if (this.runner.isClosed && isInLateCleanup(list)) {
+      this.runner.ledger.cleanupRefused(list, cleanup)
+      return
+    }
+    list.addCleanup(cleanup)
+    this.runner.resume(list)
+  }
+
+  #addDefined (
+    list: TaskList, definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: TaskOptions | undefined, reply: ReplyPromises | undefined
+  ): BackgroundTask {
+    const { runner, jobs, dispatch } = this
+    if (!runner.isClosed) runner.ledger.admit()
+    const task = jobs.make(definition, payload, jobOptions, optionsNow(list, options), list.request)
+    task.attachTo(list, undefined)
+    const isStoredWithReply = reply?.promise(task) === true
+    if (runner.isClosed) {
+      runner.ledger.refused(list, task)
+    } else if (dispatch === undefined) {
+      jobs.history.add(task)
+      list.push(task)
+      this.#added(list, task)
+    } else {
+      list.awaitStore(task)
+      this.#added(list, task)
+      if (!isStoredWithReply) dispatch.storeUnawaited(list, [task], list.exchange?.outcome ?? list.exchange?.currentOutcome())
+    }
+    return task
+  }
+
+  #added (list: TaskList, task: BackgroundTask): void {
+    this.recorder?.taskAdded(this, list, task)
+    this.runner.taskAdded(list, task)
+    if (this.#waitUntil !== undefined && list.request !== undefined) callWaitUntil(list, this.#waitUntil)
+  }
+
+  /** @throws FST_BGT_INVALID_TASK */
+  #toTask (fn: unknown, args: unknown[]): BackgroundTask {
+    const { lastFunction } = this.runner.ledger
+    if (typeof fn === 'function' && !lastFunction.isGenerator(fn as TaskFunction)) return BackgroundTask.of(fn as TaskFunction, args)
+    if (isInstance(fn, BackgroundTask) && args.length === 0) return fn
+    throw invalidTask('addTask', fn, true)
+  }
+}
+
+/** What is added while a failure is handled is added for it. */
+function optionsNow (list: TaskList, options: TaskOptions | undefined): AddedOptions | undefined {
+  return list.exchange?.isHandlingFailure === true ? { ...options, isForFailure: true } : options
+}
+
+/** Called at the first task of a request. */
+function callWaitUntil (list: TaskList, waitUntil: WaitUntil): void {
+  const ended = list.whenEnded()
+  if (ended === undefined) return
+  const failed = (err: unknown): void => {
+    attempt(() => { list.log.error({ err }, 'waitUntil failed: the platform may not wait for the background tasks') })
+  }
+  try {
+    // An async function fits its type.
+    promiseOf(waitUntil(ended))?.catch(failed)
+  } catch (error) {
+    failed(error)
+  }
+}

@@ -1,0 +1,226 @@
+import type { FastifyBaseLogger } from 'fastify'
+import type { AsyncResource } from 'node:async_hooks'
+import type { Job, JobError, JobRecord, JobState, Json, Verdict } from '../engines/engine.js'
+import { FST_BGT_INVALID_PAYLOAD } from '../errors.js'
+import { attempt, isThenable } from '../foreign.js'
+import { BackgroundTask, type TaskBindings, type TaskState } from '../tasks/background-task.js'
+import type { LastFunction } from '../tasks/last-function.js'
+import type { AddedOptions } from '../tasks/task-options.js'
+import { AttemptContext, loggerOf, type Surroundings } from './attempt-context.js'
+import type { FailedTaskContext } from './define-task.js'
+import type { CompiledDefinition } from './definitions.js'
+import { StoredJob, type Envelope } from './envelope.js'
+import { toJobError } from './job-error.js'
+import { resultToJson } from './payload.js'
+
+/** A payload as JSON, or as an engine found it. */
+export type JobInput = { readonly text: string } | { readonly found: unknown }
+
+/** Who remembers tasks of definitions, and decides which of several with one key runs. */
+export interface TaskHistory {
+  claim: (task: DefinedTask) => boolean
+  taskEnded: (task: DefinedTask) => void
+}
+
+/** What a task needs of its app until it has ended: a record keeps no logger. */
+export interface TaskSurroundings extends Surroundings {
+  readonly history: TaskHistory
+}
+
+const NOTHING = { found: undefined }
+
+/** A task of a definition: its payload, its attempts, and what is known of it. */
+export class DefinedTask extends BackgroundTask {
+  readonly compiled: CompiledDefinition
+  readonly envelope: Envelope
+  /** Attempts so far. */
+  attempt: number
+  /** `performance.now()` before which the task does not start: the clock of the machine may be set meanwhile. */
+  dueAt: number
+  /** `performance.now()` when the task ended. */
+  endedAt: number | undefined
+  #result: Json | undefined
+  #error: JobError | undefined
+  #startedAt: number | undefined
+  #finishedAt: number | undefined
+  #surroundings: TaskSurroundings | undefined
+  #input: JobInput
+  /** Why the payload was refused: the handler may throw an error of this class, too. */
+  #refusal: unknown
+
+  constructor (compiled: CompiledDefinition, envelope: Envelope, input: JobInput, surroundings: TaskSurroundings, options: AddedOptions) {
+    super(() => this.#callHandler())
+    this.compiled = compiled
+    this.envelope = envelope
+    this.options = options
+    this.attempt = (envelope.delivery?.attempt ?? 1) - 1
+    this.dueAt = envelope.delivery === undefined ? performance.now() + envelope.delayMs : 0
+    this.#input = input
+    this.#surroundings = surroundings
+  }
+
+  override get id (): string {
+    return this.envelope.id
+  }
+
+  override get name (): string {
+    return this.compiled.definition.name
+  }
+
+  override toBindings (): TaskBindings {
+    const { id, name, attempt } = this
+    return { id, name, attempt }
+  }
+
+  override get log (): FastifyBaseLogger | undefined {
+    return this.#surroundings === undefined ? undefined : loggerOf(this.#surroundings, this.envelope)
+  }
+
+  /** Milliseconds until the task may start. */
+  get waitMs (): number {
+    return this.dueAt - performance.now()
+  }
+
+  /** Whether the task may start: false if another one of its key was first. */
+  claim (): boolean {
+    // A task that has not ended has surroundings.
+    return this.attempt > 0 || this.envelope.key === undefined || (this.#surroundings as TaskSurroundings).history.claim(this)
+  }
+
+  override begin (): void {
+    super.begin()
+    this.attempt++
+    this.#startedAt = Date.now()
+  }
+
+  /** The payload is let go. */
+  override end (state: TaskState, last?: LastFunction): AsyncResource {
+    const call = super.end(state, last)
+    this.#finishedAt = Date.now()
+    this.endedAt = performance.now()
+    this.#input = NOTHING
+    this.#surroundings?.history.taskEnded(this)
+    // The lines about a delivery still need its logger, and no record keeps the task.
+    if (this.envelope.delivery === undefined) this.#surroundings = undefined
+    return call
+  }
+
+  /** What becomes of a failed attempt: milliseconds until the next one, or the error with which the task has failed for good. */
+  afterFailure (error: unknown): { readonly delayMs: number } | { readonly error: unknown } {
+    const { definition } = this.compiled
+    const { attempts, when } = definition.retry
+    this.#error = toJobError(error)
+    if (this.attempt >= attempts || this.#isRefused(error)) return { error }
+    try {
+      const isWorthIt: unknown = when === undefined || when(error)
+      if (isThenable(isWorthIt)) {
+        const words = new Error(`retry.when of the task "${this.name}" returned a promise: it is asked synchronously`, { cause: error })
+        this.#error = toJobError(words)
+        return { error: words }
+      }
+      return isWorthIt ? { delayMs: definition.backoffMs(this.attempt) } : { error }
+    } catch {
+      // What cannot be decided is not tried again.
+      return { error }
+    }
+  }
+
+  /** The `when` of the task has failed, or no engine has stored it: there is no attempt. */
+  neverStarted (error: unknown): { readonly error: unknown } {
+    this.#error = toJobError(error)
+    return { error }
+  }
+
+  /** The call of the definition's `onFailed`, if it has one. */
+  onFailedCall (error: unknown): (() => unknown) | undefined {
+    const { definition, read } = this.compiled
+    const { onFailed, retry } = definition
+    if (onFailed === undefined || this.#isRefused(error)) return undefined
+    const input = this.#input
+    // The task has not ended yet, and has both.
+    const surroundings = this.#surroundings as TaskSurroundings
+    const context: FailedTaskContext = {
+      id: this.id,
+      attempts: Math.min(this.attempt, retry.attempts),
+      log: loggerOf(surroundings, this.envelope),
+      app: surroundings.app
+    }
+    return () => onFailed(read(parse(input)) as never, error, context)
+  }
+
+  succeeded (result: unknown): void {
+    try {
+      this.#result = resultToJson(result)
+    } catch (err) {
+      // The work is done: doing it again would not make its result JSON.
+      attempt(() => { this.log?.warn({ err, task: { id: this.id, name: this.name } }, 'the result of a background task is not JSON: it is not kept') })
+    }
+    this.#error = undefined
+    this.settle({ kind: 'done', result: this.#result ?? null })
+  }
+
+  /** An engine is told what has become of its delivery. */
+  settle (verdict: Verdict): void {
+    this.envelope.delivery?.settle(verdict)
+  }
+
+  /** The job that an engine is to store. */
+  toStored (): Job {
+    // What is stored was added here, and is JSON.
+    const { text } = this.#input as { readonly text: string }
+    return new StoredJob(this.envelope, this.name, text, Math.max(this.waitMs, 0))
+  }
+
+  toRecord (): JobRecord {
+    return {
+      id: this.id,
+      name: this.name,
+      state: this.#jobState,
+      attempt: this.attempt,
+      enqueuedAt: new Date(this.envelope.enqueuedAt).toISOString(),
+      ...this.#startedAt !== undefined && { startedAt: new Date(this.#startedAt).toISOString() },
+      ...this.#finishedAt !== undefined && { finishedAt: new Date(this.#finishedAt).toISOString() },
+      ...this.#error !== undefined && { error: this.#error },
+      ...this.#result !== undefined && { result: this.#result }
+    }
+  }
+
+  get #jobState (): JobState {
+    // One that an engine has is not looked for here.
+    if (this.state !== 'pending') return this.state as JobState
+    if (this.attempt > 0) return 'retrying'
+    return this.waitMs > 0 ? 'delayed' : 'pending'
+  }
+
+  /** One attempt. */
+  #callHandler (): unknown {
+    const { definition } = this.compiled
+    if (this.attempt > definition.retry.attempts) throw new Error('no attempt is left: the process that ran the last one died, or the job was put back by hand')
+    // A task that has not ended has surroundings.
+    return definition.handler(this.#read() as never, new AttemptContext(this, this.#surroundings as TaskSurroundings))
+  }
+
+  /** @throws FST_BGT_INVALID_PAYLOAD for what an engine found */
+  #read (): unknown {
+    try {
+      return this.compiled.read(parse(this.#input))
+    } catch (error) {
+      this.#refusal = error
+      throw error
+    }
+  }
+
+  #isRefused (error: unknown): boolean {
+    return error === this.#refusal && error instanceof FST_BGT_INVALID_PAYLOAD
+  }
+}
+
+/** Each attempt has a payload of its own. */
+function parse (input: JobInput): unknown {
+  return 'text' in input ? JSON.parse(input.text) : input.found
+}
+
+/** A task as one of a definition; undefined if it is one of a function. */
+export function asDefined (task: BackgroundTask): DefinedTask | undefined {
+  return task instanceof DefinedTask ? task : undefined
+}

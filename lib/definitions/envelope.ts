@@ -1,0 +1,39 @@
+import type { Job, Json, Verdict } from '../engines/engine.js'
+
+/** Where a job comes from: it was added here, or an engine has delivered it. It is kept with the record, and has no payload. */
+export interface Envelope {
+  readonly id: string
+  readonly key: string | undefined
+  readonly delayMs: number
+  readonly enqueuedAt: number
+  readonly headers: Record<string, string>
+  readonly requestId: string | undefined
+  readonly delivery?: { readonly attempt: number, readonly settle: (verdict: Verdict) => void }
+}
+
+/** A job as an engine stores it. */
+export class StoredJob implements Job {
+  readonly id: string
+  readonly task: string
+  readonly text: string
+  readonly delayMs: number
+  readonly keyed: boolean
+  readonly enqueuedAt: number
+  readonly headers: Readonly<Record<string, string>>
+  readonly requestId: string | undefined
+
+  constructor ({ id, key, enqueuedAt, headers, requestId }: Envelope, task: string, text: string, delayMs: number) {
+    this.id = id
+    this.task = task
+    this.text = text
+    this.delayMs = delayMs
+    this.keyed = key !== undefined
+    this.enqueuedAt = enqueuedAt
+    this.headers = headers
+    this.requestId = requestId
+  }
+
+  get payload (): Json {
+    return JSON.parse(this.text) as Json
+  }
+}

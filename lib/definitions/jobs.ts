@@ -1,0 +1,128 @@
+import { createHash, randomUUID } from 'node:crypto'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { AddedOptions } from '../tasks/task-options.js'
+import type { AnyTaskDefinition } from './define-task.js'
+import { DefinedTask, type JobInput, type TaskSurroundings } from './defined-task.js'
+import type { Envelope } from './envelope.js'
+import type { CompiledDefinition, Definitions } from './definitions.js'
+import { enqueueChannel, publish } from '../tasks/diagnostics.js'
+import type { Delivery, JobRecord, TaskEngine, Verdict } from '../engines/engine.js'
+import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from '../errors.js'
+import { History } from './history.js'
+import { toJson } from './payload.js'
+import { check, DELAY, NAME, type Rules } from '../rules.js'
+
+/** Options of a task of a definition. */
+export interface JobOptions {
+  /**
+   * Makes the task's id, so that a repeated call finds what is there: the second one of a key does not run, as long as the
+   * first has a record.
+   * @default none
+   */
+  readonly key?: string | undefined
+  /** Milliseconds before it may start. @default 0 */
+  readonly delay?: number | undefined
+}
+
+export const JOB_RULES: Rules = { key: NAME, delay: DELAY }
+const TRACE_HEADERS = ['traceparent', 'tracestate', 'baggage'] as const
+
+/** Where jobs go: this process, or an engine. */
+export type Placement = Pick<TaskEngine<unknown>, 'name' | 'supports'>
+
+export const LOCAL: Placement = { name: 'An app without an engine', supports: { delay: true, key: true, tx: false, get: true } }
+
+/** Makes tasks of definitions, and knows those of this process. */
+export class Jobs {
+  readonly history = new History()
+  readonly #definitions: Definitions
+  readonly #placement: Placement
+  /** Of jobs that no request of this process has added. */
+  readonly #outside: TaskSurroundings
+
+  constructor (app: FastifyInstance, definitions: Definitions, placement: Placement) {
+    this.#definitions = definitions
+    this.#placement = placement
+    this.#outside = { app, log: app.log, history: this.history }
+  }
+
+  /**
+   * A task to be added.
+   * @throws FST_BGT_UNKNOWN_TASK, FST_BGT_INVALID_PAYLOAD, FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED
+   */
+  make (definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: AddedOptions | undefined, request: FastifyRequest | undefined): DefinedTask {
+    const compiled = this.#definitions.require(definition)
+    if (options?.name !== undefined) {
+      throw new FST_BGT_INVALID_OPTION(`The option "name" of with is for functions: a definition has a name, "${definition.name}"`)
+    }
+    if (jobOptions !== undefined) check('addTask', jobOptions, JOB_RULES)
+    for (const option of ['key', 'delay'] as const) {
+      if (jobOptions?.[option] !== undefined) this.refuseUnless(option, definition)
+    }
+    const text = toJson(definition.name, payload)
+    if (definition.payload !== undefined) compiled.read(JSON.parse(text))
+    const key = jobOptions?.key
+    const envelope: Envelope = {
+      id: key === undefined ? randomUUID() : idOf(definition.name, key),
+      key,
+      delayMs: jobOptions?.delay ?? 0,
+      enqueuedAt: Date.now(),
+      headers: traceHeadersOf(request),
+      requestId: request?.id
+    }
+    const surroundings = request === undefined ? this.#outside : { ...this.#outside, log: request.log }
+    const task = this.#task(compiled, envelope, { text }, surroundings, options)
+    if (enqueueChannel.hasSubscribers) publish(enqueueChannel, { task, headers: envelope.headers })
+    return task
+  }
+
+  /** A task that an engine has delivered; undefined if its definition is not known. */
+  deliver (delivery: Delivery, settle: (verdict: Verdict) => void): DefinedTask | undefined {
+    const compiled = this.#definitions.named(delivery.task)
+    if (compiled === undefined) return undefined
+    const { id, attempt, enqueuedAt = Date.now(), headers, requestId, payload: found } = delivery
+    const envelope: Envelope = { id, key: undefined, delayMs: 0, enqueuedAt, headers: { ...headers }, requestId, delivery: { attempt, settle } }
+    return this.#task(compiled, envelope, { found }, this.#outside, undefined)
+  }
+
+  /** @throws FST_BGT_UNSUPPORTED */
+  refuseUnless (option: keyof Placement['supports'], definition: AnyTaskDefinition): void {
+    const { name, supports } = this.#placement
+    if (supports[option]) return
+    const supported = Object.entries(supports).filter(([, does]) => does).map(([what]) => what)
+    throw new FST_BGT_UNSUPPORTED(name, `"${option}", which was asked for the task "${definition.name}"; it supports ${supported.join(', ') || 'none of its kind'}`)
+  }
+
+  /** @throws FST_BGT_UNKNOWN_TASK */
+  find (definition: AnyTaskDefinition, id: string): JobRecord | undefined {
+    this.#definitions.require(definition)
+    const task = this.history.find(id)
+    return task?.name === definition.name ? task.toRecord() : undefined
+  }
+
+  #task (compiled: CompiledDefinition, envelope: Envelope, input: JobInput, surroundings: TaskSurroundings, options: AddedOptions | undefined): DefinedTask {
+    const { timeout, when } = compiled.definition
+    const own: AddedOptions = { timeout: options?.timeout ?? timeout, when: options?.when ?? when, isForFailure: options?.isForFailure === true }
+    return new DefinedTask(compiled, envelope, input, surroundings, own)
+  }
+}
+
+/** A UUID of the task's name and key (version 8: of its maker's own kind, RFC 9562). */
+export function idOf (name: string, key: string): string {
+  const hash = createHash('sha256').update(`${name}\0${key}`).digest()
+  hash[6] = (hash.readUInt8(6) & 0x0f) | 0x80
+  hash[8] = (hash.readUInt8(8) & 0x3f) | 0x80
+  const hex = hash.toString('hex')
+  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20, 32)].join('-')
+}
+
+function traceHeadersOf (request: FastifyRequest | undefined): Record<string, string> {
+  const headers: Record<string, string> = {}
+  if (request === undefined) return headers
+  const { headers: all } = request.raw
+  for (const name of TRACE_HEADERS) {
+    const value = all[name]
+    if (typeof value === 'string') headers[name] = value
+  }
+  return headers
+}

@@ -1,0 +1,59 @@
+import type { DefinedTask } from '../definitions/defined-task.js'
+import type { History } from '../definitions/history.js'
+import type { ExchangeOutcome } from '../exchange/outcome.js'
+import { attempt } from '../foreign.js'
+import type { Runner } from '../runner/runner.js'
+import type { TaskList } from '../tasks/task-list.js'
+import type { EngineLink } from './engine-link.js'
+
+/** Stores the tasks of a list in the engine, or runs them here if that fails and the app wants it so. */
+export class Dispatch {
+  readonly link: EngineLink
+  /** Whether what cannot be stored runs here. */
+  readonly fallsBack: boolean
+  readonly #runner: Runner
+  readonly #history: History
+
+  constructor (runner: Runner, history: History, link: EngineLink, fallsBack: boolean) {
+    this.#runner = runner
+    this.#history = history
+    this.link = link
+    this.fallsBack = fallsBack
+  }
+
+  /**
+   * @param outcome decides which of the tasks are stored
+   * @throws FST_BGT_ENGINE_UNAVAILABLE
+   */
+  async store (list: TaskList, tasks: readonly DefinedTask[], outcome: ExchangeOutcome | undefined): Promise<void> {
+    // A task may have been cancelled.
+    const wanted = tasks.filter(task => task.state === 'pending' && this.#runner.skipUnlessWanted(list, task, outcome))
+    if (wanted.length === 0) return
+    // They are on the list until they are stored or have failed: the drain sees them.
+    try {
+      await this.link.enqueue(wanted.map(task => task.toStored()))
+    } catch (error) {
+      const left = wanted.filter(task => task.state === 'pending')
+      if (this.fallsBack) {
+        for (const task of left) this.#runHere(list, task, error)
+        return
+      }
+      for (const task of left) this.#runner.taskNotStored(list, task, error)
+      throw error
+    }
+    for (const task of wanted) {
+      if (task.state === 'pending') this.#runner.taskStored(list, task)
+    }
+  }
+
+  /** Nobody waits: a failure is logged with its task. */
+  storeUnawaited (list: TaskList, tasks: readonly DefinedTask[], outcome: ExchangeOutcome | undefined): void {
+    this.store(list, tasks, outcome).catch(() => {})
+  }
+
+  #runHere (list: TaskList, task: DefinedTask, err: unknown): void {
+    attempt(() => { list.log.warn({ err, task: task.toBindings() }, 'background task could not be stored: it runs here') })
+    this.#history.add(task)
+    list.comeBack(task)
+  }
+}

@@ -1,0 +1,203 @@
+import type { FastifyBaseLogger } from 'fastify'
+import { unavailable } from '../errors.js'
+import { attempt } from '../foreign.js'
+import { within } from '../limits.js'
+import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engines/engine.js'
+import { Deadlines, type Deadline } from './deadlines.js'
+import { GroupCommit } from './group-commit.js'
+
+/** Milliseconds between two attempts to start an engine. */
+const RESTART_MS = 500
+/** Milliseconds for the last words to an engine at the end of the drain. */
+const STOP_MS = 1_000
+
+export interface EngineLinkOptions {
+  readonly engine: TaskEngine<unknown>
+  readonly tasks: readonly TaskSpec[]
+  readonly log: FastifyBaseLogger
+  /** Milliseconds for storing, connecting included. */
+  readonly enqueueTimeout: number
+  /** Runs what the engine delivers; undefined in a process that only stores. */
+  readonly run: ((delivery: Delivery) => Promise<Verdict>) | undefined
+}
+
+/** The app's way to its engine, which may be away at any time: what has to be stored waits for it so long, and no longer. */
+export class EngineLink {
+  readonly engine: TaskEngine<unknown>
+  readonly #options: EngineLinkOptions
+  readonly #groups: GroupCommit | undefined
+  readonly #deadlines: Deadlines
+  #isUp = false
+  #isPaused = false
+  #isStopping = false
+  #lastError = 'it has not been reached yet'
+  #whenUp: Promise<void>
+  #up!: () => void
+  #wakeUp: (() => void) | undefined
+  #starting: Promise<void> | undefined
+  readonly #whenReady: Promise<void>
+  #isReady!: () => void
+
+  constructor (options: EngineLinkOptions) {
+    this.#options = options
+    this.engine = options.engine
+    this.#deadlines = new Deadlines(options.enqueueTimeout, () => this.#unavailable(this.#late('the jobs were not stored')))
+    this.#groups = options.engine.groups ? new GroupCommit(async jobs => await this.engine.enqueue(jobs)) : undefined
+    this.#whenUp = new Promise(resolve => { this.#up = resolve })
+    this.#whenReady = new Promise(resolve => { this.#isReady = resolve })
+  }
+
+  /** The app is ready: jobs may run. */
+  ready (): void {
+    this.#isReady()
+  }
+
+  /** Connects, and goes on trying. Resolves when the engine is there, at the latest after `enqueueTimeout`. */
+  async start (): Promise<void> {
+    if (this.#isStopping) return
+    this.#connect()
+    const isUp = await within(this.#options.enqueueTimeout, this.#whenUp.then(() => true), () => false)
+    if (isUp) return
+    const { log, enqueueTimeout } = this.#options
+    attempt(() => {
+      log.warn(`background task engine "${this.engine.name}" is not available after ${enqueueTimeout} ms (${this.#lastError}): the app starts, and goes on trying`)
+    })
+  }
+
+  /**
+   * Few promises, for every request waits for it.
+   * @throws FST_BGT_ENGINE_UNAVAILABLE
+   */
+  enqueue (jobs: readonly Job[], tx?: unknown): Promise<Receipt[]> {
+    return new Promise((resolve, reject) => {
+      const deadline = this.#deadlines.set(reject)
+      const failed = (error: unknown): void => {
+        this.#deadlines.met(deadline)
+        reject(this.#unavailable(error))
+      }
+      try {
+        this.#enqueue(jobs, tx, deadline).then(receipts => {
+          this.#deadlines.met(deadline)
+          resolve(receipts)
+        }, failed)
+      } catch (error) {
+        // An engine may throw at the call.
+        failed(error)
+      }
+    })
+  }
+
+  /** @throws FST_BGT_ENGINE_UNAVAILABLE */
+  async get (task: string, id: string): Promise<JobRecord | undefined> {
+    try {
+      return await within(this.#options.enqueueTimeout, this.#get(task, id), () => {
+        throw this.#late('it did not answer')
+      })
+    } catch (error) {
+      throw this.#unavailable(error)
+    }
+  }
+
+  /** Takes no further jobs. */
+  async pause (): Promise<void> {
+    // It may come up during the drain.
+    this.#isPaused = true
+    if (this.#isUp && this.#options.run !== undefined) await this.#quietly('pause', () => this.engine.pause())
+  }
+
+  /** Closes the connections, once what runs has told its verdict. */
+  async stop (): Promise<void> {
+    this.#isStopping = true
+    if (this.#starting === undefined) return
+    this.#isReady()
+    this.#wakeUp?.()
+    const stopped = Promise.resolve(this.#starting).then(() => this.#quietly('stop', () => this.engine.stop({ drainMs: STOP_MS })))
+    await within(1.5 * STOP_MS, stopped, () => undefined)
+    // What still waits for it waits in vain.
+    this.#deadlines.expireAll()
+  }
+
+  #enqueue (jobs: readonly Job[], tx: unknown, deadline: Deadline): Promise<Receipt[]> {
+    // What was answered with a 503 is not to be stored when the engine comes back.
+    if (!this.#isUp) {
+      this.#connect()
+      return this.#whenUp.then(() => deadline.isOver ? [] : this.#store(jobs, tx, deadline))
+    }
+    return this.#store(jobs, tx, deadline)
+  }
+
+  #store (jobs: readonly Job[], tx: unknown, deadline: Deadline): Promise<Receipt[]> {
+    if (tx !== undefined) return this.engine.enqueue(jobs, { tx })
+    return this.#groups === undefined ? this.engine.enqueue(jobs) : this.#groups.enqueue(jobs, deadline)
+  }
+
+  async #get (task: string, id: string): Promise<JobRecord | undefined> {
+    if (!this.#isUp) {
+      this.#connect()
+      await this.#whenUp
+    }
+    return await this.engine.get(task, id)
+  }
+
+  /** Once: at the first use, or when the app is ready. */
+  #connect (): void {
+    this.#starting ??= this.#keepStarting()
+  }
+
+  async #keepStarting (): Promise<void> {
+    const { log, tasks, run } = this.#options
+    while (!this.#isStopping) {
+      try {
+        if (!this.#isUp) await this.engine.start(tasks, { log, error: error => { this.#warn(error) } })
+        if (!this.#isUp) attempt(() => { log.info(`background task engine "${this.engine.name}" is connected`) })
+        this.#isUp = true
+        this.#up()
+        await this.#whenReady
+        if (run !== undefined && !this.#isPaused) await this.engine.consume(run)
+        return
+      } catch (error) {
+        this.#warn(error)
+        await this.#pause(RESTART_MS)
+      }
+    }
+  }
+
+  #unavailable (error: unknown): Error {
+    return unavailable(this.engine.name, messageOf(error))
+  }
+
+  #late (what: string): Error {
+    const why = this.#isUp ? '' : ` (${this.#lastError})`
+    return new Error(`${what} within enqueueTimeout, ${this.#options.enqueueTimeout} ms${why}`)
+  }
+
+  async #pause (ms: number): Promise<void> {
+    await new Promise<void>(resolve => {
+      const timer = setTimeout(resolve, ms)
+      this.#wakeUp = () => { clearTimeout(timer); resolve() }
+    })
+  }
+
+  /** The same trouble is said once. */
+  #warn (error: unknown): void {
+    const message = messageOf(error)
+    if (message === this.#lastError || this.#isStopping) return
+    this.#lastError = message
+    attempt(() => { this.#options.log.warn(`background task engine "${this.engine.name}": ${message}`) })
+  }
+
+  async #quietly (what: string, call: () => Promise<void>): Promise<void> {
+    try {
+      await call()
+    } catch (error) {
+      attempt(() => { this.#options.log.warn(`background task engine "${this.engine.name}" failed to ${what}: ${messageOf(error)}`) })
+    }
+  }
+}
+
+/** Errors of engines can carry commands and payloads: their message alone is told. */
+function messageOf (error: unknown): string {
+  if (!(error instanceof Error)) return String(error)
+  // Node gives several attempts to connect one error without a message.
+  return error.message || String((error as { code?: unknown }).code ?? error.name)
+}

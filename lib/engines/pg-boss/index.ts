@@ -1,0 +1,193 @@
+/**
+ * Background tasks on PostgreSQL, with pg-boss.
+ *
+ * @module pg-boss
+ */
+import { AssertionError } from 'node:assert'
+import { PgBoss } from 'pg-boss'
+// A CommonJS module may read the types of an ES module, if it says so.
+import type { ConstructorOptions } from 'pg-boss' with { 'resolution-mode': 'import' }
+import { FST_BGT_INVALID_OPTION } from '../../errors.js'
+import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../../rules.js'
+import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
+import { refusesValue } from './errors.js'
+import { isStorable, toInsert, toRecord } from './jobs.js'
+import { PgBossServer, REQUEST_MS } from './server.js'
+import { PgBossWorker } from './worker.js'
+
+/** A transaction of the caller: jobs stored with it are visible after its commit, and gone after its rollback. */
+export interface PgBossTx {
+  /** Runs one statement, with `$1`, `$2`, … for its values. */
+  executeSql (text: string, values?: unknown[]): Promise<{ rows: unknown[] }>
+}
+
+/** What runs the statements in place of a pool of pg-boss's own: what its `fromPglite`, `fromKnex` and the like return. */
+export interface PgBossDb extends PgBossTx {
+  /** Listens on a channel of Postgres, so that jobs of other processes are seen immediately. */
+  listen?(channel: string, onNotification: (payload: string) => void, onReconnect: () => void): Promise<{ close(): Promise<void> }>
+}
+
+/** Options of `pgBoss()`. A wrong value throws `FST_BGT_INVALID_OPTION` there. */
+export interface PgBossOptions {
+  /** `postgres://user:password@host/database`. Either this, `db`, or the parts of it in `options`. */
+  readonly connectionString?: string
+  /**
+   * An executor of yours, which you close yourself, for example `fromPglite(pglite)` with `options: { backend: 'pglite' }`. Without
+   * its `listen`, jobs of other processes are seen within half a second.
+   */
+  readonly db?: PgBossDb
+  /**
+   * The schema that holds the jobs, created if it is missing.
+   * @default 'pgboss'
+   */
+  readonly schema?: string
+  /**
+   * Other options of pg-boss's constructor: `max`, `ssl`, `application_name`, … Unless they say otherwise, the instance is not
+   * registered in pg-boss's list of instances, and runs no schedules.
+   */
+  readonly options?: Partial<ConstructorOptions>
+}
+
+const RULES: Rules = {
+  connectionString: { accepts: 'a string such as postgres://user:password@host/database', test: isConnectionString, isSecret: true },
+  db: {
+    accepts: 'an object with a method executeSql(text, values)',
+    test: value => OBJECT.test(value) && typeof (value as { executeSql?: unknown }).executeSql === 'function',
+    isSecret: true
+  },
+  schema: NAME,
+  options: SECRET_OBJECT
+}
+
+/**
+ * Durable jobs in PostgreSQL 13 or later, by pg-boss 12. A definition is a queue of its name. Supports `delay`, `key`, `tx` and `get`.
+ *
+ * A stored job is `{ payload, enqueuedAt?, headers?, requestId? }`: `boss.send('send-email', { payload })` of any other process
+ * makes one too. `id` and `attempt` are the job's own, in pg-boss's columns.
+ *
+ * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value, or pg-boss refuses it
+ */
+export function pgBoss (options: PgBossOptions): TaskEngine<PgBossTx> {
+  checkOptions(options)
+  const config = configOf(options)
+  try {
+    // pg-boss connects only when it is started.
+    void new PgBoss(config)
+  } catch (error) {
+    if (error instanceof AssertionError) throw new FST_BGT_INVALID_OPTION(`pg-boss refuses the options of pgBoss: ${error.message}`)
+    throw error
+  }
+  return new PgBossEngine(config)
+}
+
+class PgBossEngine implements TaskEngine<PgBossTx> {
+  readonly name = 'pg-boss'
+  readonly supports = { delay: true, key: true, tx: true, get: true }
+  readonly groups = true
+  readonly #config: ConstructorOptions
+  #tasks: readonly TaskSpec[] = []
+  #server: PgBossServer | undefined
+  #worker: PgBossWorker | undefined
+
+  constructor (config: ConstructorOptions) {
+    this.#config = config
+  }
+
+  async start (tasks: readonly TaskSpec[], events: EngineEvents): Promise<void> {
+    await this.stop({ drainMs: 0 })
+    this.#tasks = tasks
+    this.#server = new PgBossServer(this.#config, tasks, events)
+    await this.#server.open()
+  }
+
+  async enqueue (jobs: readonly Job[], options?: { readonly tx?: PgBossTx }): Promise<Receipt[]> {
+    const ofTask = new Map<string, Job[]>()
+    for (const job of jobs) {
+      const others = ofTask.get(job.task)
+      if (others === undefined) ofTask.set(job.task, [job])
+      else others.push(job)
+    }
+    const stored = new Set<string>()
+    if (options?.tx === undefined) {
+      await Promise.all(Array.from(ofTask, ([task, group]) => this.#insert(task, group, undefined, stored)))
+      this.#worker?.jobsStored(jobs)
+    } else {
+      // A transaction has one connection, so its statements run one by one.
+      for (const [task, group] of ofTask) await this.#insert(task, group, options.tx, stored)
+    }
+    return jobs.map(({ id }) => ({ id, duplicate: !stored.has(id.toLowerCase()) }))
+  }
+
+  async consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void> {
+    const worker = new PgBossWorker(this.#running(), this.#tasks, run)
+    this.#worker = worker
+    await worker.start()
+  }
+
+  async pause (): Promise<void> {
+    this.#worker?.pause()
+  }
+
+  async get (task: string, id: string): Promise<JobRecord | undefined> {
+    // The server would refuse any other id, and quote it.
+    if (!/^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id)) return undefined
+    const [job] = await this.#running().ask(boss => boss.findJobs(task, { id, limit: 1 }), REQUEST_MS)
+    return job === undefined ? undefined : toRecord(task, job)
+  }
+
+  async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {
+    const server = this.#server
+    const worker = this.#worker
+    this.#server = undefined
+    this.#worker = undefined
+    await worker?.stop(drainMs)
+    await server?.close()
+  }
+
+  /** pg-boss leaves out jobs whose id exists, in whatever state. The ids of the others are added to `stored`. */
+  async #insert (task: string, jobs: readonly Job[], tx: PgBossTx | undefined, stored: Set<string>): Promise<void> {
+    // Two processes that store the same keys in different orders would lock each other out.
+    const inOrder = jobs.some(({ keyed }) => keyed) ? jobs.toSorted((a, b) => a.id < b.id ? -1 : 1) : jobs
+    try {
+      for (const id of await this.#running().insert(task, inOrder.map(toInsert), tx)) stored.add(id)
+    } catch (error) {
+      const refused = refusesValue(error) ? jobs.find(({ payload, headers }) => !isStorable([payload, headers])) : undefined
+      if (refused === undefined) throw error
+      throw new Error(`PostgreSQL cannot store the job ${refused.id} of "${task}": its payload holds the character U+0000 or half a surrogate pair`)
+    }
+  }
+
+  #running (): PgBossServer {
+    if (this.#server === undefined) throw new Error('the engine is not started')
+    return this.#server
+  }
+}
+
+function configOf ({ connectionString, db, schema, options }: PgBossOptions): ConstructorOptions {
+  return {
+    schedule: false,
+    registerInstance: false,
+    ...options,
+    ...(connectionString !== undefined && { connectionString }),
+    ...(db !== undefined && { db }),
+    ...(schema !== undefined && { schema })
+  }
+}
+
+function checkOptions (options: PgBossOptions): void {
+  check('pgBoss', options, RULES)
+  const { connectionString, db, options: others } = options
+  if (connectionString !== undefined && db !== undefined) {
+    throw new FST_BGT_INVALID_OPTION('pgBoss accepts either connectionString or db; received both')
+  }
+  if (connectionString === undefined && db === undefined && others === undefined) {
+    throw new FST_BGT_INVALID_OPTION('pgBoss needs one of connectionString, db and options; received none')
+  }
+}
+
+/** pg accepts more than URLs, but a URL has to be one of PostgreSQL. */
+function isConnectionString (value: unknown): boolean {
+  if (!NAME.test(value)) return false
+  const text = value as string
+  return !URL.canParse(text) || /^(?:postgres|postgresql|socket):$/.test(new URL(text).protocol)
+}

@@ -1,0 +1,100 @@
+/**
+ * Statements on the tables of pg-boss, for what pg-boss 12.38 has no call. They use columns that its documentation describes, and leave a
+ * job as the calls of pg-boss would.
+ */
+import type { TaskSpec } from '../engine.js'
+
+/** A verdict, as the statement of `settle` takes it. */
+export interface Settlement {
+  readonly id: string
+  /** Attempts before the one that is settled. */
+  readonly attemptsBefore: number
+  readonly state: 'created' | 'retry' | 'completed' | 'failed'
+  /** A result or an error. If undefined, what is stored stays. */
+  readonly output?: unknown
+  /** Milliseconds until the job may start again. */
+  readonly delay?: number
+  /** Seconds for which the record of an ended job is kept. */
+  readonly keep?: number
+  /** The attempt does not count. */
+  readonly uncounted?: true
+}
+
+/** Seconds as `deletion_seconds` takes them: an integer, of which 0 would mean for ever. */
+export function keepTimes ({ succeeded, failed }: TaskSpec['keep']): TaskSpec['keep'] {
+  const seconds = (value: number): number => Math.min(Math.max(Math.ceil(value), 1), 2 ** 31 - 1)
+  return { succeeded: seconds(succeeded), failed: seconds(failed) }
+}
+
+/**
+ * Ends jobs, or returns them to their queue, each in its own way and all in one call. pg-boss's `complete` stores one result for all jobs,
+ * its `fail` decides itself whether and when a job is retried, in whole seconds, and both know one time to keep a record.
+ *
+ * A job that another process has started since is left alone. A job that counted as lost, and has not been started since, is settled.
+ *
+ * The list of states, and `::text`, make the planner expect few rows and look each one up by its key. In a table that was not analysed
+ * lately it would read every job that waits.
+ *
+ * Values: queue, JSON of an array of `Settlement`.
+ */
+export function settle (schema: string): string {
+  return `
+    WITH verdict AS (
+      SELECT * FROM json_to_recordset($2::text::json)
+        AS x (id uuid, "attemptsBefore" int, state text, output jsonb, delay float8, keep int, uncounted bool)
+      WHERE state IN ('created', 'retry', 'completed', 'failed')
+    )
+    UPDATE ${schema}.job j SET
+      state = v.state::${schema}.job_state,
+      output = CASE WHEN v.uncounted THEN j.output ELSE v.output END,
+      completed_on = CASE WHEN v.keep IS NULL THEN NULL ELSE now() END,
+      deletion_seconds = COALESCE(v.keep, j.deletion_seconds),
+      start_after = CASE WHEN v.delay IS NULL THEN j.start_after ELSE now() + v.delay * interval '1 ms' END,
+      started_on = CASE WHEN v.uncounted THEN NULL ELSE j.started_on END,
+      heartbeat_on = NULL
+    FROM verdict v
+    WHERE j.name = $1 AND j.id = v.id AND j.retry_count = v."attemptsBefore"
+      AND j.state::text IN ('active', 'retry')`
+}
+
+/**
+ * Runs before a fetch, in the same transaction. In a table that was not analysed lately, the planner reads and sorts all jobs that wait to
+ * take the first few: with 20,000 waiting jobs that took 12 ms, where following the index takes 1 ms.
+ */
+export const IN_INDEX_ORDER = 'SELECT set_config(\'enable_sort\', \'off\', true), set_config(\'enable_bitmapscan\', \'off\', true)'
+
+/**
+ * Returns the jobs of dead processes to their queues. pg-boss does so too when it supervises, which is once per minute by default. Were that
+ * more often, pg-boss would also count its queues as often. Value: array of queues.
+ */
+export function reclaim (schema: string): string {
+  return `
+    WITH lost AS (
+      SELECT name, id FROM ${schema}.job
+      WHERE name = ANY($1::text[]) AND state = 'active' AND heartbeat_on + heartbeat_seconds * interval '1 s' < now()
+      FOR UPDATE SKIP LOCKED
+    )
+    UPDATE ${schema}.job j SET state = 'retry', start_after = now(), heartbeat_on = NULL, output = NULL
+    FROM lost WHERE j.name = lost.name AND j.id = lost.id`
+}
+
+/** Milliseconds until the first waiting job of each queue may start. A queue without waiting jobs has no row. Value: array of queues. */
+export function nextDue (schema: string): string {
+  const first = (state: string): string =>
+    `(SELECT min(j.start_after) FROM ${schema}.job j WHERE j.name = q.name AND j.state = '${state}' AND NOT j.blocked)`
+  return `
+    SELECT name, ceil(extract(epoch FROM due - now()) * 1000)::float8 AS ms
+    FROM (SELECT q.name, LEAST(${first('created')}, ${first('retry')}) AS due FROM unnest($1::text[]) AS q (name)) AS queues
+    WHERE due IS NOT NULL`
+}
+
+/**
+ * A job may take as long as its process shows signs of life, so it expires after 31 years. pg-boss accepts at most 24 hours as
+ * `expireInSeconds`, but its table accepts any number. Value: array of queues.
+ */
+export function neverExpire (schema: string): string {
+  return `UPDATE ${schema}.queue SET expire_seconds = 1000000000 WHERE name = ANY($1::text[])`
+}
+
+/** Tells the other processes that a queue has jobs that can start. Values: channel, queue. */
+export const NOTIFY = 'SELECT pg_notify($1, $2)'

@@ -1,0 +1,91 @@
+/**
+ * The stored form of a task: its payload, and beside it the headers, the id of the request and the time when it was added. BullMQ and
+ * pg-boss store it as the data of a job, RabbitMQ as a message, which has a place for each part. Anybody may store a task, by hand or in another
+ * language: each part is checked by itself when it is read, so that one odd part takes no other part with it.
+ */
+import type { Delivery, Job, JobError, Json } from './engine.js'
+
+/** The data of a job. Only `payload` has to be there. */
+export interface StoredTask {
+  readonly payload: Json
+  /** Trace context, and what a subscriber of the `enqueue` channel added. */
+  readonly headers?: Readonly<Record<string, string>>
+  /** The id of the request that added the task. */
+  readonly requestId?: string
+  /** Milliseconds since the epoch. */
+  readonly enqueuedAt?: number
+}
+
+/** The latest time, and before 1970 the earliest, that a `Date` can hold. */
+const MAX_TIME = 8_640_000_000_000_000
+
+/** A job as its stored form. `enqueuedAt` is left to the adapter, because some libraries have a place for it. */
+export function toStored (job: Job): StoredTask {
+  return { payload: job.payload, ...contextOf(job) }
+}
+
+/** The JSON of {@link toStored}. The payload is JSON already, and is neither parsed nor made again. */
+export function toStoredText (job: Job): string {
+  const context = JSON.stringify(contextOf(job))
+  return context === '{}' ? `{"payload":${job.text}}` : `{"payload":${job.text},${context.slice(1)}`
+}
+
+/** Reads the data of a job, whoever wrote it. Data without a `payload` is the payload itself. */
+export function fromStored (data: unknown): Pick<Delivery, 'payload' | 'headers' | 'requestId' | 'enqueuedAt'> {
+  const stored: Record<string, unknown> = isObject(data) && Object.hasOwn(data, 'payload') ? data : { payload: data }
+  const { payload, headers, requestId, enqueuedAt } = stored
+  return { payload, headers: headersOf(headers), requestId: requestIdOf(requestId), enqueuedAt: timeOf(enqueuedAt) }
+}
+
+/**
+ * The headers that travel with a task: each one that is a text is kept, and each other one is dropped.
+ * @param isReserved tells whether a name belongs to the engine or to the server
+ */
+export function headersOf (found: unknown, isReserved?: (name: string) => boolean): Record<string, string> {
+  if (!isObject(found)) return {}
+  const isHeader = (entry: [string, unknown]): entry is [string, string] => typeof entry[1] === 'string' && isReserved?.(entry[0]) !== true
+  return Object.fromEntries(Object.entries(found).filter(isHeader))
+}
+
+/** The id of a request. Fastify makes texts, but an app's `genReqId` may count, and other programs store numbers. */
+export function requestIdOf (found: unknown): string | undefined {
+  if (typeof found === 'number') return String(found)
+  return typeof found === 'string' && found !== '' ? found : undefined
+}
+
+/** Milliseconds since the epoch, where the value is a time that a `Date` can hold. */
+export function timeOf (found: unknown): number | undefined {
+  return typeof found === 'number' && Math.abs(found) <= MAX_TIME ? found : undefined
+}
+
+/** A time as ISO 8601, whichever way the library tells it. */
+export function toIso (time: unknown): string | undefined {
+  if (time === null || time === undefined) return undefined
+  const date = new Date(time as Date | string | number)
+  return Number.isNaN(date.getTime()) ? undefined : date.toISOString()
+}
+
+/**
+ * Reads the error of an attempt. Other workers, and the libraries themselves, store errors of other shapes.
+ * @param message the message, where none was stored
+ */
+export function toJobError (stored: unknown, message: string): JobError {
+  const found: Record<string, unknown> = isObject(stored) ? stored : {}
+  return {
+    name: typeof found['name'] === 'string' ? found['name'] : 'Error',
+    message: typeof found['message'] === 'string' ? found['message'] : message,
+    ...(typeof found['code'] === 'string' && { code: found['code'] })
+  }
+}
+
+export function isObject (value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+function contextOf (job: Job): Pick<StoredTask, 'headers' | 'requestId'> {
+  const requestId = requestIdOf(job.requestId)
+  return {
+    ...(Object.keys(job.headers).length > 0 && { headers: job.headers }),
+    ...(requestId !== undefined && { requestId })
+  }
+}

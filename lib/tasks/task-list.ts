@@ -1,0 +1,248 @@
+import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
+import type { Exchange } from '../exchange/exchange.js'
+import type { BackgroundTask, TaskOwner } from './background-task.js'
+import type { TaskRunMessage } from './diagnostics.js'
+import { TaskQueue } from './task-queue.js'
+
+/**
+ * - `waiting`: its exchange has not ended
+ * - `queued`: its next task runs at its next turn
+ * - `running`: one of its tasks runs
+ * - `idle`: has nothing to run now; a task that is added, or whose time has come, takes it back to `queued`
+ */
+export type ListPhase = 'waiting' | 'queued' | 'running' | 'idle'
+
+/** Whoever runs the list. */
+export interface ListOwner {
+  /** Of an app. */
+  readonly log: FastifyBaseLogger
+  /** The list has something to run. */
+  resume: (list: TaskList) => void
+  taskCancelled: (list: TaskList, task: BackgroundTask) => void
+}
+
+/** A queue of tasks that run in the order added, one at a time, and then its cleanups. Its state changes only here. */
+export class TaskList extends TaskQueue implements TaskOwner {
+  readonly request: FastifyRequest | undefined
+  readonly #owner: ListOwner
+  /** A task of the app has no exchange. */
+  #exchange: Exchange | undefined
+  #phase: ListPhase
+  /** Tasks that have not finished. */
+  #unfinished = 0
+  /** The task or cleanup that runs. */
+  #current: BackgroundTask | undefined
+  #isCleaning = false
+  /** What is published when a traced task has ended that is waited for. */
+  #trace: TaskRunMessage | undefined
+  /** The watch over what is waited for, if that has a limit. */
+  #limit: { clear: () => void } | undefined
+  /** Whether a failure has stopped the list (`stopOnError`). */
+  #isStopped = false
+  /** Whether the list has one of the seats that `concurrency` limits. */
+  #hasSeat = false
+  /** Rises when the list is abandoned, so that whoever awaited one of its tasks leaves it alone. */
+  #epoch = 0
+  #index = -1
+  #cleanups: BackgroundTask[] | undefined
+  #onEnd: (() => void) | undefined
+  /** The one task of a list that has no request. It brings the logger of the request that it comes from. */
+  #onlyTask: BackgroundTask | undefined
+
+  /** @param request whose tasks they are; without one the list waits for no exchange */
+  constructor (owner: ListOwner, request: FastifyRequest | undefined) {
+    super()
+    this.#owner = owner
+    this.request = request
+    this.#phase = request === undefined ? 'idle' : 'waiting'
+  }
+
+  get log (): FastifyBaseLogger {
+    return this.request?.log ?? this.#onlyTask?.log ?? this.#owner.log
+  }
+
+  get exchange (): Exchange | undefined {
+    return this.#exchange
+  }
+
+  get phase (): ListPhase {
+    return this.#phase
+  }
+
+  /** Tasks that have not finished. */
+  get unfinished (): number {
+    return this.#unfinished
+  }
+
+  /** The task or cleanup that runs. */
+  get current (): BackgroundTask | undefined {
+    return this.#current
+  }
+
+  /** Whether a cleanup runs, or ran last. */
+  get isCleaning (): boolean {
+    return this.#isCleaning
+  }
+
+  get isStopped (): boolean {
+    return this.#isStopped
+  }
+
+  get hasSeat (): boolean {
+    return this.#hasSeat
+  }
+
+  get epoch (): number {
+    return this.#epoch
+  }
+
+  /** The index among the lists that have work, or -1. */
+  get index (): number {
+    return this.#index
+  }
+
+  get hasWork (): boolean {
+    return this.#unfinished > 0 || this.#cleanups !== undefined
+  }
+
+  attachExchange (exchange: Exchange): void {
+    this.#exchange = exchange
+  }
+
+  // What the runner tells of the list
+
+  moveTo (index: number): void {
+    this.#index = index
+  }
+
+  takeSeat (): void {
+    this.#hasSeat = true
+  }
+
+  leaveSeat (): void {
+    this.#hasSeat = false
+  }
+
+  becomeQueued (): void {
+    this.#phase = 'queued'
+  }
+
+  becomeRunning (): void {
+    this.#phase = 'running'
+  }
+
+  becomeIdle (): void {
+    this.#phase = 'idle'
+  }
+
+  taskAdded (): void {
+    this.#unfinished++
+  }
+
+  taskEnded (): void {
+    this.#unfinished--
+  }
+
+  /** A failure skips all that is left. */
+  stop (): void {
+    this.#isStopped = true
+  }
+
+  // The task that runs
+
+  prepare (isCleanup: boolean): void {
+    this.#isCleaning = isCleanup
+  }
+
+  startTask (task: BackgroundTask): void {
+    this.#current = task
+  }
+
+  /** The task that ran is done, and nobody watches it any more. */
+  doneWithTask (): void {
+    this.#current = undefined
+    if (this.#limit !== undefined) this.#limit = undefined
+  }
+
+  watchWith (limit: { clear: () => void }): void {
+    this.#limit = limit
+  }
+
+  traceWith (message: TaskRunMessage): void {
+    this.#trace = message
+  }
+
+  takeTrace (): TaskRunMessage | undefined {
+    const trace = this.#trace
+    if (trace !== undefined) this.#trace = undefined
+    return trace
+  }
+
+  // Tasks and cleanups
+
+  /** The only task of a list that has no request. */
+  pushOnly (task: BackgroundTask): void {
+    this.#onlyTask = task
+    this.push(task)
+  }
+
+  /** `performance.now()` until when nothing happens here, if all that is left are tasks that wait for their time. */
+  get restsUntil (): number | undefined {
+    return this.#phase === 'idle' ? this.nextComesAt : undefined
+  }
+
+  addCleanup (cleanup: BackgroundTask): void {
+    this.#cleanups ??= []
+    this.#cleanups.push(cleanup)
+  }
+
+  /** Takes the cleanup added last. */
+  nextCleanup (): BackgroundTask | undefined {
+    const cleanup = this.#cleanups?.pop()
+    if (this.#cleanups?.length === 0) this.#cleanups = undefined
+    return cleanup
+  }
+
+  /** Takes all cleanups, the one added last first. */
+  takeCleanups (): BackgroundTask[] {
+    const cleanups = this.#cleanups?.reverse() ?? []
+    this.#cleanups = undefined
+    return cleanups
+  }
+
+  /** The tasks that have not finished, the running one first. */
+  tasks (): BackgroundTask[] {
+    const running = this.#current !== undefined && !this.#isCleaning ? [this.#current] : []
+    return [...running, ...this.pending()]
+  }
+
+  /** Takes all tasks that have not finished. Whoever awaits the running one leaves the list alone from now on. */
+  takeAll (): BackgroundTask[] {
+    const tasks = this.tasks()
+    this.#epoch++
+    this.#limit?.clear()
+    this.doneWithTask()
+    this.clear()
+    return tasks
+  }
+
+  taskCancelled (task: BackgroundTask): void {
+    this.#owner.taskCancelled(this, task)
+  }
+
+  /** Settles when the list has ended, from now; undefined if somebody waits already. */
+  whenEnded (): Promise<void> | undefined {
+    if (this.#onEnd !== undefined) return undefined
+    return new Promise(resolve => { this.#onEnd = resolve })
+  }
+
+  protected override hasTask (): void {
+    this.#owner.resume(this)
+  }
+
+  /** The list has no work left. */
+  end (): void {
+    this.#onEnd?.()
+    this.#onEnd = undefined
+  }
+}
