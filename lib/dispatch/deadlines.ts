@@ -7,8 +7,8 @@ export interface Deadline {
   readonly dueAt: number
   /** Rejects the promise of whoever waits. */
   readonly reject: (error: unknown) => void
-  /** Its place among those that wait. */
-  place: number
+  /** Among the deadlines that wait. */
+  index: number
 }
 
 /**
@@ -29,7 +29,7 @@ export class Deadlines {
 
   /** @param reject called when the time is up */
   set (reject: (error: unknown) => void): Deadline {
-    const deadline: Deadline = { isOver: false, dueAt: performance.now() + this.#ms, reject, place: this.#waiting.length }
+    const deadline: Deadline = { isOver: false, dueAt: performance.now() + this.#ms, reject, index: this.#waiting.length }
     this.#waiting.push(deadline)
     this.#timer ??= new Timer(() => { this.#look() }, this.#ms)
     return deadline
@@ -42,8 +42,8 @@ export class Deadlines {
     // There is one at least, this one.
     const last = this.#waiting.pop() as Deadline
     if (last === deadline) return
-    this.#waiting[deadline.place] = last
-    last.place = deadline.place
+    this.#waiting[deadline.index] = last
+    last.index = deadline.index
   }
 
   /** All are up now, and nothing keeps the process alive any more. */

@@ -2,6 +2,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import { unavailable } from '../errors.js'
 import { attempt } from '../foreign.js'
 import { within } from '../limits.js'
+import { messageOf } from '../engines/plain-error.js'
 import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engines/engine.js'
 import { Deadlines, type Deadline } from './deadlines.js'
 import { GroupCommit } from './group-commit.js'
@@ -27,12 +28,12 @@ export class EngineLink {
   readonly #options: EngineLinkOptions
   readonly #groups: GroupCommit | undefined
   readonly #deadlines: Deadlines
-  #isUp = false
+  #isConnected = false
   #isPaused = false
   #isStopping = false
   #lastError = 'it has not been reached yet'
-  #whenUp: Promise<void>
-  #up!: () => void
+  #whenConnected: Promise<void>
+  #connected!: () => void
   #wakeUp: (() => void) | undefined
   #starting: Promise<void> | undefined
   readonly #whenReady: Promise<void>
@@ -43,7 +44,7 @@ export class EngineLink {
     this.engine = options.engine
     this.#deadlines = new Deadlines(options.enqueueTimeout, () => this.#unavailable(this.#late('the jobs were not stored')))
     this.#groups = options.engine.groups ? new GroupCommit(async jobs => await this.engine.enqueue(jobs)) : undefined
-    this.#whenUp = new Promise(resolve => { this.#up = resolve })
+    this.#whenConnected = new Promise(resolve => { this.#connected = resolve })
     this.#whenReady = new Promise(resolve => { this.#isReady = resolve })
   }
 
@@ -56,8 +57,8 @@ export class EngineLink {
   async start (): Promise<void> {
     if (this.#isStopping) return
     this.#connect()
-    const isUp = await within(this.#options.enqueueTimeout, this.#whenUp.then(() => true), () => false)
-    if (isUp) return
+    const isConnected = await within(this.#options.enqueueTimeout, this.#whenConnected.then(() => true), () => false)
+    if (isConnected) return
     const { log, enqueueTimeout } = this.#options
     attempt(() => {
       log.warn(`background task engine "${this.engine.name}" is not available after ${enqueueTimeout} ms (${this.#lastError}): the app starts, and goes on trying`)
@@ -102,7 +103,7 @@ export class EngineLink {
   async pause (): Promise<void> {
     // It may come up during the drain.
     this.#isPaused = true
-    if (this.#isUp && this.#options.run !== undefined) await this.#quietly('pause', () => this.engine.pause())
+    if (this.#isConnected && this.#options.run !== undefined) await this.#quietly('pause', () => this.engine.pause())
   }
 
   /** Closes the connections, once what runs has told its verdict. */
@@ -119,9 +120,9 @@ export class EngineLink {
 
   #enqueue (jobs: readonly Job[], tx: unknown, deadline: Deadline): Promise<Receipt[]> {
     // What was answered with a 503 is not to be stored when the engine comes back.
-    if (!this.#isUp) {
+    if (!this.#isConnected) {
       this.#connect()
-      return this.#whenUp.then(() => deadline.isOver ? [] : this.#store(jobs, tx, deadline))
+      return this.#whenConnected.then(() => deadline.isOver ? [] : this.#store(jobs, tx, deadline))
     }
     return this.#store(jobs, tx, deadline)
   }
@@ -132,9 +133,9 @@ export class EngineLink {
   }
 
   async #get (task: string, id: string): Promise<JobRecord | undefined> {
-    if (!this.#isUp) {
+    if (!this.#isConnected) {
       this.#connect()
-      await this.#whenUp
+      await this.#whenConnected
     }
     return await this.engine.get(task, id)
   }
@@ -148,10 +149,10 @@ export class EngineLink {
     const { log, tasks, run } = this.#options
     while (!this.#isStopping) {
       try {
-        if (!this.#isUp) await this.engine.start(tasks, { log, error: error => { this.#warn(error) } })
-        if (!this.#isUp) attempt(() => { log.info(`background task engine "${this.engine.name}" is connected`) })
-        this.#isUp = true
-        this.#up()
+        if (!this.#isConnected) await this.engine.start(tasks, { log, error: error => { this.#warn(error) } })
+        if (!this.#isConnected) attempt(() => { log.info(`background task engine "${this.engine.name}" is connected`) })
+        this.#isConnected = true
+        this.#connected()
         await this.#whenReady
         if (run !== undefined && !this.#isPaused) await this.engine.consume(run)
         return
@@ -167,7 +168,7 @@ export class EngineLink {
   }
 
   #late (what: string): Error {
-    const why = this.#isUp ? '' : ` (${this.#lastError})`
+    const why = this.#isConnected ? '' : ` (${this.#lastError})`
     return new Error(`${what} within enqueueTimeout, ${this.#options.enqueueTimeout} ms${why}`)
   }
 
@@ -193,11 +194,4 @@ export class EngineLink {
       attempt(() => { this.#options.log.warn(`background task engine "${this.engine.name}" failed to ${what}: ${messageOf(error)}`) })
     }
   }
-}
-
-/** Errors of engines can carry commands and payloads: their message alone is told. */
-function messageOf (error: unknown): string {
-  if (!(error instanceof Error)) return String(error)
-  // Node gives several attempts to connect one error without a message.
-  return error.message || String((error as { code?: unknown }).code ?? error.name)
 }

@@ -43,7 +43,7 @@ export function openExchange (request: WatchedRequest, listener: ExchangeListene
   listener.exchangeOpened(exchange)
   const reply = request[kReply] ?? frozen.get(request)?.reply
   if (reply != null) {
-    attach(exchange, reply)
+    watchReply(exchange, reply)
     return exchange
   }
   const { raw } = request
@@ -68,7 +68,7 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
   app.addHook('onRoute', backgroundTasksOnRoute)
   for (const instance of instancesOf(app)) {
     instance.addHook('onRequest', function backgroundTasksOnRequest (request, reply, done) {
-      seen(request, reply)
+      attachReply(request, reply)
       if (isUpgrade(request)) {
         // Whoever upgrades the connection adds tasks later, when nothing tells any more that it was.
         open(request)
@@ -82,7 +82,7 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
 }
 
 /** The first hook that is given the reply may be any of them: a hook before ours can reply itself. */
-function seen (request: WatchedRequest, reply: ExchangeReply): void {
+function attachReply (request: WatchedRequest, reply: ExchangeReply): void {
   if (request[kReply] === reply) return
   try {
     request[kReply] = reply
@@ -90,11 +90,11 @@ function seen (request: WatchedRequest, reply: ExchangeReply): void {
     frozen.set(request, { ...frozen.get(request), reply })
   }
   const early = request[kEarly] ?? frozen.get(request)?.early
-  if (early !== undefined) attach(early, reply)
+  if (early !== undefined) watchReply(early, reply)
 }
 
 /** `hijack` is watched on this one reply: it refines the moment, and a miss costs only time. */
-function attach (exchange: Exchange, reply: ExchangeReply): void {
+function watchReply (exchange: Exchange, reply: ExchangeReply): void {
   exchange.hijack = reply.hijack
   try {
     reply.hijack = hijackWatched
@@ -117,7 +117,7 @@ type Done = (error?: Error) => void
 
 /** Comes before the app's and the route's own hooks that were added later; on most routes {@link backgroundTasksLastOnSend} comes after them all. */
 function backgroundTasksOnSend (request: FastifyRequest, reply: ExchangeReply, payload: unknown, done: Done): void {
-  seen(request, reply)
+  attachReply(request, reply)
   const exchange = reply[kExchange]
   if (exchange == null) {
     noteSending(reply)
@@ -201,7 +201,7 @@ function sayWhenToRetry (reply: FastifyReply, error: unknown): void {
 }
 
 function backgroundTasksOnError (request: FastifyRequest, reply: ExchangeReply, error: unknown, done: () => void): void {
-  seen(request, reply)
+  attachReply(request, reply)
   failed(reply, error)
   done()
 }
