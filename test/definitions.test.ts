@@ -461,3 +461,26 @@ t.test('the drain waits for retries and delays whose time comes before its deadl
   t.strictSame(ran, ['retried', 'soon', 'retried'])
   t.match(logs.at(-1), { level: 50, msg: 'background tasks abandoned, because their time comes after closeTimeout: task', tasks: [{ name: 'task' }] })
 })
+
+t.test('oldestPendingMs is the age of the oldest task, also of one that came back after younger ones', async t => {
+  const late = defineTask({ name: 'late', handler () {} })
+  const { app } = await start(t, { tasks: [late] })
+  const gate = deferred()
+  let id = ''
+  let between = 0
+  app.get('/', async request => {
+    id = request.backgroundTasks.addTask(late, undefined, { delay: 20 }).id
+    request.backgroundTasks.addTask(() => gate.promise)
+    await new Promise(resolve => { setTimeout(resolve, 2) })
+    between = performance.now()
+    await new Promise(resolve => { setTimeout(resolve, 2) })
+    request.backgroundTasks.addTask(() => {})
+  })
+  await app.inject('/')
+  while ((await app.backgroundTasks.get(late, id))?.state !== 'pending') await new Promise(resolve => { setTimeout(resolve, 5) })
+  const now = performance.now()
+  t.ok(app.backgroundTasks.stats.oldestPendingMs >= now - between)
+  gate.resolve()
+  await app.backgroundTasks.idle()
+  t.equal(app.backgroundTasks.stats.oldestPendingMs, 0)
+})

@@ -576,3 +576,49 @@ t.test('a web process does not consume; concurrency is by name', async t => {
     await t.rejects(start(t, { tasks: [job], ...options }), { code: 'FST_BGT_INVALID_OPTION', message })
   }
 })
+
+t.test('what Fastify refuses to send after the last onSend hook promises nothing: no job is stored', async t => {
+  const { app, engine } = await onStub(t)
+  const consumed = new Response('x')
+  await consumed.text()
+  const locked = new ReadableStream()
+  locked.getReader()
+  const refused: Record<string, [unknown, string]> = {
+    '/object': [{}, 'FST_ERR_REP_INVALID_PAYLOAD_TYPE'],
+    '/response': [consumed, 'FST_ERR_REP_RESPONSE_BODY_CONSUMED'],
+    '/locked': [locked, 'FST_ERR_REP_READABLE_STREAM_LOCKED']
+  }
+  const sent: Record<string, unknown> = {
+    '/text': 'x', '/buffer': Buffer.from('x'), '/null': null, '/new': new Response('x'), '/empty': new Response(null), '/web': new Response('x').body
+  }
+  app.get('*', async (request, reply) => {
+    request.backgroundTasks.addTask(job, request.url)
+    return reply.type('text/html').send(refused[request.url]?.[0] ?? sent[request.url])
+  })
+  for (const [url, [, code]] of Object.entries(refused)) {
+    const { statusCode, body } = await app.inject(url)
+    t.equal(statusCode, 500, url)
+    t.match(body, code)
+  }
+  await app.backgroundTasks.idle()
+  t.same(engine.stored, [])
+  for (const url of Object.keys(sent)) t.equal((await app.inject(url)).statusCode, 200, url)
+  await app.backgroundTasks.idle()
+  t.same(engine.stored.flat().map(({ payload }) => payload), Object.keys(sent))
+})
+
+t.test('the id of a request is a text wherever its job runs, whatever genReqId returns', async t => {
+  const seen: unknown[] = []
+  const job = defineTask({ name: 'job', handler (_payload, { requestId }) { seen.push(requestId) } })
+  const genReqId = (): string => 7 as unknown as string
+  const local = await start(t, { tasks: [job] }, { genReqId })
+  const engine = new StubEngine()
+  const stub = await start(t, { tasks: [job], engine }, { genReqId })
+  for (const { app } of [local, stub]) {
+    app.get('/', async request => { request.backgroundTasks.addTask(job) })
+    await app.inject('/')
+    await app.backgroundTasks.idle()
+  }
+  t.same(seen, ['7'])
+  t.match(engine.stored, [[{ requestId: '7' }]])
+})

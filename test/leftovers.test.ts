@@ -242,6 +242,30 @@ t.test('a list that is never empty does not grow', async t => {
   }
 })
 
+t.test('a list that waits for its reply keeps no tasks that were cancelled', needsGc, async t => {
+  const { app } = await start(t)
+  const refs: Array<WeakRef<object>> = []
+  const ran: string[] = []
+  app.get('/', async request => {
+    const list = request.backgroundTasks
+    list.addTask(() => { ran.push('first') })
+    for (let i = 0; i < 1_000; i++) {
+      const task = list.addTask(() => { ran.push('cancelled') })
+      refs.push(new WeakRef(task))
+      task.cancel()
+    }
+    list.addTask(() => { ran.push('last') })
+    // The last one may be held by the stack.
+    await new Promise(resolve => { setImmediate(resolve) })
+    global.gc?.()
+    t.ok(refs.filter(ref => ref.deref() !== undefined).length < 50, 'a few are still there')
+    return { length: list.length }
+  })
+  t.same((await app.inject('/')).json(), { length: 2 })
+  await app.backgroundTasks.idle()
+  t.same(ran, ['first', 'last'])
+})
+
 t.test('a list that always has a job on its way to the engine does not grow', needsGc, async t => {
   const refs = new Refs()
   const engine = new StubEngine()

@@ -7,6 +7,7 @@ import type { Envelope } from './envelope.js'
 import type { CompiledDefinition, Definitions } from './definitions.js'
 import { enqueueChannel, publish } from '../tasks/diagnostics.js'
 import type { Delivery, JobRecord, TaskEngine, Verdict } from '../engines/engine.js'
+import { requestIdOf } from '../engines/stored-task.js'
 import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from '../errors.js'
 import { History } from './history.js'
 import { toJson } from './payload.js'
@@ -68,7 +69,8 @@ export class Jobs {
       delayMs: jobOptions?.delay ?? 0,
       enqueuedAt: Date.now(),
       headers: traceHeadersOf(request),
-      requestId: request?.id
+      // An app's `genReqId` may count.
+      requestId: requestIdOf(request?.id)
     }
     const surroundings = request === undefined ? this.#outside : { ...this.#outside, log: request.log }
     const task = this.#task(compiled, envelope, { text }, surroundings, options)

@@ -4,7 +4,7 @@
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import { isToBeRetried, RETRY_AFTER } from '../errors.js'
-import { attempt, isNativePromise, promiseOf } from '../foreign.js'
+import { attempt, isNativePromise, promiseOf, readOr } from '../foreign.js'
 import { instancesOf } from '../instances.js'
 import { isGone, isOfAbort } from './connection.js'
 import { Exchange, kExchange, type ExchangeListener, type ExchangeReply } from './exchange.js'
@@ -141,6 +141,11 @@ function backgroundTasksLastOnSend (_request: FastifyRequest, reply: ExchangeRep
 
 /** What the reply promises is stored when no other hook can fail any more. */
 function lastOfAll (exchange: Exchange, reply: ExchangeReply, payload: unknown, done: Done): void {
+  // Fastify is about to refuse it, and its error comes this way again.
+  if (!canBeSent(payload)) {
+    done()
+    return
+  }
   const { handling } = exchange
   // An `onError` hook of another plugin, before ours, that failed itself.
   const isUnsure = handling !== undefined && reply.statusCode >= 400 && !hasFailed(reply)
@@ -177,6 +182,17 @@ function goOut (exchange: Exchange, reply: ExchangeReply): void {
   if (hasFailed(reply)) sayWhenToRetry(reply, failureOf(reply))
   noteSettled(reply)
   exchange.settle()
+}
+
+/** Whether Fastify sends a payload. It refuses others after the last hook (`onSendEnd` in its reply.js). */
+function canBeSent (payload: unknown): boolean {
+  if (payload === undefined || payload === null || typeof payload === 'string' || Buffer.isBuffer(payload)) return true
+  return readOr(true, () => {
+    const { pipe, getReader, locked, body, bodyUsed } = payload as Partial<Record<'pipe' | 'getReader' | 'locked' | 'body' | 'bodyUsed', unknown>>
+    if (typeof pipe === 'function') return true
+    if (typeof getReader === 'function') return locked !== true
+    return Object.prototype.toString.call(payload) === '[object Response]' && (body === null || bodyUsed !== true)
+  })
 }
 
 /** What other hooks have said of a payload that will not be sent, such as its encoding, is not true of the error. */

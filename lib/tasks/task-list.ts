@@ -228,6 +228,7 @@ export class TaskList extends TaskQueue implements TaskOwner {
 
   taskCancelled (task: BackgroundTask): void {
     this.#owner.taskCancelled(this, task)
+    this.letCancelledGo()
   }
 
   /** Settles when the list has ended, from now; undefined if somebody waits already. */

@@ -19,6 +19,10 @@ const NONE: never[] = []
 export abstract class TaskQueue {
   #tasks: Array<BackgroundTask | undefined> = []
   #head = 0
+  /** How many tasks of the array may have been cancelled. */
+  #cancelled = 0
+  /** Whether no task of the array is older than one before it. */
+  #isByAge = true
   /** Tasks that wait for their time. */
   #delays: Map<BackgroundTask, Delay> | undefined
   /** Tasks that wait for an engine to store them. */
@@ -47,6 +51,7 @@ export abstract class TaskQueue {
   /** A task that was away runs now, after those that are there. */
   comeBack (task: BackgroundTask): void {
     this.forget(task)
+    this.#isByAge = false
     this.#tasks.push(task)
     this.hasTask()
   }
@@ -87,7 +92,17 @@ export abstract class TaskQueue {
       }
       if (task.state === 'pending') return task
     }
+    this.#isByAge = true
     return undefined
+  }
+
+  /** Cancelled tasks are let go when half of the array may be of them. */
+  protected letCancelledGo (): void {
+    this.#cancelled++
+    if (this.#cancelled <= SHORT || 2 * this.#cancelled < this.#tasks.length - this.#head) return
+    this.#tasks = this.#tasks.slice(this.#head).filter(task => task?.state === 'pending')
+    this.#head = 0
+    this.#cancelled = 0
   }
 
   /** The tasks that wait: for their turn, for an engine, for their time. */
@@ -109,7 +124,7 @@ export abstract class TaskQueue {
     // Of those that come back some are older than what stands in front of them.
     for (const task of this.#delays?.keys() ?? NONE) look(task)
     for (const task of this.#unstored ?? NONE) if (look(task)) break
-    for (let i = this.#head; i < this.#tasks.length; i++) if (look(this.#tasks[i])) break
+    for (let i = this.#head; i < this.#tasks.length; i++) if (look(this.#tasks[i]) && this.#isByAge) break
     return oldest
   }
 
