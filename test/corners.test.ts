@@ -7,8 +7,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify from 'fastify'
 import t from 'tap'
 import { start } from './support/app.js'
-import { build, COMPLETE, listen, Witness } from './support/sockets.js'
+import { bare, build, COMPLETE, listen, Witness } from './support/sockets.js'
 import { StubEngine } from './support/stub-engine.js'
+import { visit } from './support/visits.js'
 import backgroundTasks, { defineTask, type BackgroundTask } from '../lib/index.js'
 
 const { gc } = globalThis
@@ -184,6 +185,21 @@ t.test('a request that a hook before this plugin has frozen, and that is answere
   await app.backgroundTasks.idle()
   t.strictSame(witness.take(), ['task', 'another task'])
   t.strictSame(witness.outcome, COMPLETE)
+})
+
+t.test('a request with a body that a hook before this plugin has frozen, and that a hook answers by hand', async t => {
+  const app = bare(t)
+  app.addHook('onRequest', async request => { Object.freeze(request) })
+  await app.register(backgroundTasks)
+  const witness = new Witness()
+  app.addHook('onRequest', (request, reply, _done) => {
+    witness.add(request, 'task')
+    reply.hijack()
+    reply.raw.end('by hand')
+  })
+  app.post('/', async () => 'not called')
+  const answered = await visit(t, app, witness, { path: '/', method: 'POST', body: 'body', outcome: COMPLETE })
+  t.equal(String(answered?.body), 'by hand')
 })
 
 t.test('Retry-After goes out with a 503 only, and as an error handler has set it', async t => {

@@ -15,6 +15,7 @@ import { beforeFastify } from './support/fastify-version.js'
 import {
   ABORTED, bare, build, COMPLETE, connectRaw, FAILED, FAILURE, gone, listen, requestText, transports, turn, Witness, type Client
 } from './support/sockets.js'
+import { endsSoon } from './support/visits.js'
 import backgroundTasks from '../lib/index.js'
 
 const http1 = transports['HTTP/1.1']
@@ -112,8 +113,9 @@ t.test('pipelining', async t => {
     const witness = new Witness()
     let listeners = 0
     app.get('/', async request => {
-      witness.add(request, 'task')
+      // Read before this request has an exchange: what those before it have left.
       listeners = request.raw.socket.listenerCount('close')
+      witness.add(request, 'task')
       return 'done'
     })
     const socket = await connectRaw(t, app)
@@ -509,6 +511,28 @@ t.test('websocket routes', async t => {
     t.strictSame(witness.outcome, { ...COMPLETE, statusCode: 101 })
     socket.destroy()
   })
+
+  for (const [name, wait] of [['returns', undefined], ['waits for the end of the socket', async (socket: Socket) => { await once(socket, 'close') }]] as const) {
+    await t.test(`an upgrade answered by hand, its reply never hijacked, by a handler that ${name}`, async t => {
+      const app = await build(t)
+      const witness = new Witness()
+      app.server.on('upgrade', (request, socket) => {
+        app.routing(request, new http.ServerResponse(request))
+        socket.on('end', () => { socket.end() })
+      })
+      app.get('/', (request): Promise<void> | undefined => {
+        const { socket } = request.raw
+        witness.add(request, 'task')
+        socket.write('HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: own\r\n\r\n')
+        return wait?.(socket)
+      })
+      const request = http.request({ port: await listen(app), host: '127.0.0.1', headers: { connection: 'upgrade', upgrade: 'own' } })
+      request.end()
+      const [, socket] = await once(request, 'upgrade') as [http.IncomingMessage, Socket]
+      t.teardown(() => { socket.destroy() })
+      await endsSoon(t, app, witness, { ...COMPLETE, statusCode: 101 }, 'the upgrade')
+    })
+  }
 
   await t.test('injectWS', async t => {
     const app = await build(t)

@@ -6,9 +6,14 @@ import { Readable } from 'node:stream'
 import t from 'tap'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { start, deferred } from './support/app.js'
+import { bare, COMPLETE } from './support/sockets.js'
+import { StubEngine } from './support/stub-engine.js'
+import backgroundTasks, { defineTask, type ExchangeOutcome } from '../lib/index.js'
 import { GroupCommit } from '../lib/dispatch/group-commit.js'
 import type { Deadline } from '../lib/dispatch/deadlines.js'
 import type { Job } from '../lib/engines/engine.js'
+
+const job = defineTask({ name: 'job', handler () {} })
 
 /** An exchange of which nothing more is heard ends after ten seconds: less was a sign. */
 const SIGN_MS = 5_000
@@ -85,4 +90,77 @@ t.test('each request of a group gets the receipts of its own jobs', async t => {
   const groups = [['a'], ['b', 'c'], ['d'], ['e', 'f']]
   const receipts = await Promise.all(groups.map(async ids => await commit.enqueue(jobs(...ids), deadline)))
   t.strictSame(receipts.map(group => group.map(({ id }) => id)), groups)
+})
+
+t.test('jobs are stored when no onSend hook can fail any more, also if another one answers than the handler', async t => {
+  const engine = new StubEngine()
+  const { app } = await start(t, { tasks: [job], engine })
+  // What is sent for its own error passes it.
+  app.addHook('onSend', async (_request, _reply, payload) => { if (!String(payload).startsWith('{')) throw new Error('too late') })
+  app.setNotFoundHandler(async (_request, reply) => await reply.code(404).send('nothing here'))
+  const preHandler = async (request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> => {
+    request.backgroundTasks.addTask(job)
+    return reply.send('by a hook')
+  }
+  app.get('/hook', { preHandler }, async () => { t.fail('the handler is not called') })
+  app.get('/not-found', (request, reply) => {
+    request.backgroundTasks.addTask(job)
+    reply.callNotFound()
+  })
+  for (const path of ['/hook', '/not-found']) {
+    t.match((await app.inject(path)).json(), { message: 'too late' }, path)
+    await app.backgroundTasks.idle()
+    t.strictSame(engine.stored, [], path)
+  }
+})
+
+for (const statusCode of [400, 500]) {
+  t.test(`an error whose onError hooks fail before this plugin's is a failure all the same (${statusCode})`, async t => {
+    const engine = new StubEngine()
+    const app = bare(t)
+    app.addHook('onError', async () => { throw new Error('onError before') })
+    await app.register(backgroundTasks, { tasks: [job], engine })
+    const error = Object.assign(new Error('x'), { statusCode })
+    const ran: string[] = []
+    let outcome: ExchangeOutcome | undefined
+    app.get('/', async ({ backgroundTasks: tasks }) => {
+      tasks.addTask(job)
+      tasks.addTask(() => { ran.push('success') })
+      tasks.with({ when: 'error' }).addTask(() => {
+        ran.push('error')
+        outcome = tasks.outcome
+      })
+      throw error
+    })
+    t.equal((await app.inject('/')).statusCode, statusCode)
+    await app.backgroundTasks.idle()
+    t.strictSame(engine.stored, [])
+    t.strictSame(ran, ['error'])
+    t.strictSame(outcome, { statusCode, failed: true, error, aborted: false })
+  })
+}
+
+t.test('the `when` of a job, which is asked before the reply goes out, sees an exchange that has not aborted', async t => {
+  const engine = new StubEngine()
+  const { app, get } = await start(t, { tasks: [job], engine })
+  const seen: ExchangeOutcome[] = []
+  const when = (outcome: ExchangeOutcome): boolean => {
+    seen.push(outcome)
+    return !outcome.aborted
+  }
+  app.get('/', async (request, reply) => {
+    request.backgroundTasks.with({ when }).addTask(job)
+    return await reply.code(202).send('by Fastify')
+  })
+  app.get('/hijacked', (request, reply) => {
+    request.backgroundTasks.with({ when }).addTask(job)
+    reply.hijack()
+    reply.raw.end('by hand')
+  })
+  for (const [path, body, statusCode] of [['/', 'by Fastify', 202], ['/hijacked', 'by hand', 200]] as const) {
+    t.equal(await get(path), body)
+    await app.backgroundTasks.idle()
+    t.strictSame(seen.splice(0), [{ ...COMPLETE, statusCode }], path)
+    t.equal(engine.stored.splice(0).length, 1, path)
+  }
 })
