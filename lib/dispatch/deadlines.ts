@@ -8,7 +8,7 @@ export interface Deadline {
   /** Rejects the promise of whoever waits. */
   readonly reject: (error: unknown) => void
   /** The index among the deadlines that wait. */
-  place: number
+  index: number
 }
 
 /**
@@ -32,7 +32,7 @@ export class Deadlines {
    * @param reject called when the time is up
    */
   set (reject: (error: unknown) => void): Deadline {
-    const deadline: Deadline = { isOver: false, dueAt: performance.now() + this.#ms, reject, place: this.#waiting.length }
+    const deadline: Deadline = { isOver: false, dueAt: performance.now() + this.#ms, reject, index: this.#waiting.length }
     this.#waiting.push(deadline)
     this.#timer ??= new Timer(() => { this.#look() }, this.#ms)
     return deadline
@@ -45,8 +45,8 @@ export class Deadlines {
     // The array has at least this deadline.
     const last = this.#waiting.pop() as Deadline
     if (last === deadline) return
-    this.#waiting[deadline.place] = last
-    last.place = deadline.place
+    this.#waiting[deadline.index] = last
+    last.index = deadline.index
   }
 
   /** Ends all deadlines now, so that no timer keeps the process alive. */

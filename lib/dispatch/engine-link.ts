@@ -30,12 +30,12 @@ export class EngineLink {
   readonly #options: EngineLinkOptions
   readonly #groups: GroupCommit | undefined
   readonly #deadlines: Deadlines
-  #isUp = false
+  #isConnected = false
   #isPaused = false
   #isStopping = false
   #lastError = 'it has not been reached yet'
-  #whenUp: Promise<void>
-  #up!: () => void
+  #whenConnected: Promise<void>
+  #connected!: () => void
   #wakeUp: (() => void) | undefined
   #starting: Promise<void> | undefined
   readonly #whenReady: Promise<void>
@@ -46,7 +46,7 @@ export class EngineLink {
     this.engine = options.engine
     this.#deadlines = new Deadlines(options.enqueueTimeout, () => this.#unavailable(this.#late('the jobs were not stored')))
     this.#groups = options.engine.groups ? new GroupCommit(async jobs => await this.engine.enqueue(jobs)) : undefined
-    this.#whenUp = new Promise(resolve => { this.#up = resolve })
+    this.#whenConnected = new Promise(resolve => { this.#connected = resolve })
     this.#whenReady = new Promise(resolve => { this.#isReady = resolve })
   }
 
@@ -59,8 +59,8 @@ export class EngineLink {
   async start (): Promise<void> {
     if (this.#isStopping) return
     this.#connect()
-    const isUp = await within(this.#options.enqueueTimeout, this.#whenUp.then(() => true), () => false)
-    if (isUp) return
+    const isConnected = await within(this.#options.enqueueTimeout, this.#whenConnected.then(() => true), () => false)
+    if (isConnected) return
     const { log, enqueueTimeout } = this.#options
     attempt(() => {
       log.warn(`background task engine "${this.engine.name}" is not available after ${enqueueTimeout} ms (${this.#lastError}): the app starts, and goes on trying`)
@@ -105,7 +105,7 @@ export class EngineLink {
   async pause (): Promise<void> {
     // The engine may connect during the drain.
     this.#isPaused = true
-    if (this.#isUp && this.#options.run !== undefined) await this.#quietly('pause', () => this.engine.pause())
+    if (this.#isConnected && this.#options.run !== undefined) await this.#quietly('pause', () => this.engine.pause())
   }
 
   /** Closes the connections, when the verdicts of all running jobs have been reported. */
@@ -122,9 +122,9 @@ export class EngineLink {
 
   #enqueue (jobs: readonly Job[], tx: unknown, deadline: Deadline): Promise<Receipt[]> {
     // Jobs whose request was answered with a 503 must not be stored when the engine comes back.
-    if (!this.#isUp) {
+    if (!this.#isConnected) {
       this.#connect()
-      return this.#whenUp.then(() => deadline.isOver ? [] : this.#store(jobs, tx, deadline))
+      return this.#whenConnected.then(() => deadline.isOver ? [] : this.#store(jobs, tx, deadline))
     }
     return this.#store(jobs, tx, deadline)
   }
@@ -135,9 +135,9 @@ export class EngineLink {
   }
 
   async #get (task: string, id: string): Promise<JobRecord | undefined> {
-    if (!this.#isUp) {
+    if (!this.#isConnected) {
       this.#connect()
-      await this.#whenUp
+      await this.#whenConnected
     }
     return await this.engine.get(task, id)
   }
@@ -151,10 +151,10 @@ export class EngineLink {
     const { log, tasks, run } = this.#options
     while (!this.#isStopping) {
       try {
-        if (!this.#isUp) await this.engine.start(tasks, { log, error: error => { this.#warn(error) } })
-        if (!this.#isUp) attempt(() => { log.info(`background task engine "${this.engine.name}" is connected`) })
-        this.#isUp = true
-        this.#up()
+        if (!this.#isConnected) await this.engine.start(tasks, { log, error: error => { this.#warn(error) } })
+        if (!this.#isConnected) attempt(() => { log.info(`background task engine "${this.engine.name}" is connected`) })
+        this.#isConnected = true
+        this.#connected()
         await this.#whenReady
         if (run !== undefined && !this.#isPaused) await this.engine.consume(run)
         return
@@ -170,7 +170,7 @@ export class EngineLink {
   }
 
   #late (what: string): Error {
-    const why = this.#isUp ? '' : ` (${this.#lastError})`
+    const why = this.#isConnected ? '' : ` (${this.#lastError})`
     return new Error(`${what} within enqueueTimeout, ${this.#options.enqueueTimeout} ms${why}`)
   }
 
