@@ -5,37 +5,37 @@ import { attempt } from './foreign.js'
 import type { CutOff, Runner } from './runner/runner.js'
 import type { TaskList } from './tasks/task-list.js'
 
-/** Node's timers take no more; the drain looks again then. */
+/** The most milliseconds that a timer of Node takes. After that the drain looks again. */
 const MAX_WAIT_MS = 2 ** 31 - 1
 
-/** One listener of the process for all apps that are closing: Node warns of the eleventh. */
+/** One listener on the process for all apps that are closing, because Node warns of the eleventh. */
 const exits = new EventEmitter().setMaxListeners(0)
 const onBeforeExit = (): void => { exits.emit('beforeExit') }
 exits.on('newListener', () => { if (exits.listenerCount('beforeExit') === 0) process.on('beforeExit', onBeforeExit) })
 exits.on('removeListener', () => { if (exits.listenerCount('beforeExit') === 0) process.removeListener('beforeExit', onBeforeExit) })
 
-/** What is finished when an app closes. */
+/** What the drain needs to know of the app that closes. */
 export interface Drained {
   readonly runner: Runner
-  /** Milliseconds. */
+  /** Milliseconds until the deadline. */
   readonly closeTimeout: number
-  /** To the engine, if there is one. */
+  /** The link to the engine, if there is one. */
   readonly link: EngineLink | undefined
-  /** Ends what a test has recorded. */
+  /** Skips the tasks that a test has recorded. */
   readonly dropRecorded: () => void
 }
 
 /**
- * Finishes everything: resolves when nothing is left, at the latest `closeTimeout` milliseconds from now, and never rejects.
- * An aborted handler that has not settled by half of that time, with all else idle, is not waited for any longer: its tasks
- * run then.
+ * The drain: finishes the tasks that are left when an app closes. Resolves when nothing is left and the engine has stopped, and never
+ * rejects. At the deadline, `closeTimeout` milliseconds from now, the tasks that are left are cut off. If after half of that time all that
+ * is left are aborted exchanges whose handlers have not settled, the drain stops waiting for those handlers, and runs their tasks.
  */
 export async function drain ({ runner, closeTimeout, link, dropRecorded }: Drained): Promise<void> {
   const startedAt = performance.now()
   let exiting = false
-  // Nobody waits for what a test has recorded.
+  // A test has recorded these tasks, so nobody waits for them.
   dropRecorded()
-  // The link is not waited for: it takes nothing of the time until the deadline.
+  // This is not awaited, so that it takes nothing of the time until the deadline.
   void link?.pause()
   if (runner.open.size > 0) sayWhatIsWaitedFor(runner)
   while (runner.open.size > 0) {
@@ -58,8 +58,8 @@ export async function drain ({ runner, closeTimeout, link, dropRecorded }: Drain
 }
 
 /**
- * Resolves when a list has left or the time is up; to true when the process is about to exit. The deadline alone keeps no
- * process alive, so one in which nothing else happens would end without a word about its tasks.
+ * Resolves when a list is done or the time is up. Resolves to true when the process is about to exit. The timer of the deadline does not
+ * keep the process alive, so a process in which nothing else happens would exit without a log line about its tasks.
  */
 async function nextListDone (runner: Runner, ms: number): Promise<boolean> {
   return await new Promise(resolve => {
@@ -76,7 +76,7 @@ async function nextListDone (runner: Runner, ms: number): Promise<boolean> {
 }
 
 function sayWhatIsWaitedFor (runner: Runner): void {
-  // A task may have the name of a property of every object.
+  // A task may be named like a property that every object has, for example `constructor`.
   const counts: Record<string, number> = Object.create(null)
   for (const list of runner.open) {
     for (const { name } of list.tasks()) counts[name] = (counts[name] ?? 0) + 1
@@ -95,14 +95,17 @@ function isResting (lists: Iterable<TaskList>, deadline: number): boolean {
   return true
 }
 
-/** @returns whether there were any */
+/**
+ * Ends the exchanges that have not settled.
+ * @returns whether there were any
+ */
 function endUnsettled (lists: Iterable<TaskList>): boolean {
   const unsettled = [...lists].filter(list => list.phase === 'waiting')
   for (const list of unsettled) list.exchange?.force()
   return unsettled.length > 0
 }
 
-/** What a running task may be doing. */
+/** A hint for the log: a reason why a running task may never end. */
 const WAITS_FOR_ITSELF = ' (a task that awaits app.close() or idle() waits for itself)'
 
 function abandon (runner: Runner, why: string): void {

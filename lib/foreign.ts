@@ -1,11 +1,14 @@
-/** Values of other people's code: they may throw, lie or never answer, and are read once. */
+/** Functions for values that other people's code has made. Such values may throw, lie or never answer, so each of them is read once. */
 import { types } from 'node:util'
 
 const nativeThen = Promise.prototype.then
 
 const [ASYNC, ...GENERATORS] = [async () => {}, function * () {}, async function * () {}].map(Object.getPrototypeOf)
 
-/** Calling such a function runs nothing of it. A bound one has the prototype of what it was made of. */
+/**
+ * Whether a function is a generator function. A call of one runs none of its code. A bound function has the prototype of the function that
+ * was bound.
+ */
 export function isGeneratorFunction (fn: object): boolean {
   try {
     const prototype: unknown = Object.getPrototypeOf(fn)
@@ -16,24 +19,24 @@ export function isGeneratorFunction (fn: object): boolean {
   }
 }
 
-/** Whether a value can be called to do something: a call of a generator function runs nothing of it. */
+/** Whether a value is a function that does something when it is called. A call of a generator function runs none of its code. */
 export function isFunction (value: unknown): boolean {
   return typeof value === 'function' && !isGeneratorFunction(value)
 }
 
-/** Whether it is the language's own `then`. */
+/** Whether `then` is the language's own. */
 export function isNative (then: unknown): boolean {
   return then === nativeThen
 }
 
-/** A promise whose `then` is the language's own, so that one more call of it changes nothing. */
+/** Whether a value is a promise whose `then` is the language's own, so that one more call of `then` changes nothing. */
 export function isNativePromise (value: unknown): value is Promise<unknown> {
   return typeof value === 'object' && value !== null && (value as Promise<unknown>).then === nativeThen
 }
 
 /**
- * The promise of a value that may be a thenable, or undefined if it is none. A thenable may be lazy, as a query builder is, and start
- * its work with each call of `then`: that is read once and called once, here.
+ * The promise of a value that may be a thenable, or undefined if the value is none. A thenable may be lazy, as a query builder is, and
+ * start its work with each call of `then`. So `then` is read once and called once, here.
  * @throws what reading `then` throws
  */
 export function promiseOf (value: unknown): Promise<unknown> | undefined {
@@ -43,7 +46,10 @@ export function promiseOf (value: unknown): Promise<unknown> | undefined {
   return typeof then === 'function' ? adopt(value, then) : undefined
 }
 
-/** @param then what was read of the thenable */
+/**
+ * A promise that settles as a thenable does.
+ * @param then the thenable's `then`, which was read before
+ */
 export function adopt (thenable: unknown, then: Function): Promise<unknown> {
   return new Promise((resolve, reject) => { Reflect.apply(then, thenable, [resolve, reject]) })
 }
@@ -57,7 +63,7 @@ export function isInstance<T> (value: unknown, type: abstract new (...args: neve
   }
 }
 
-/** Calls what may throw, such as a logger or a listener of somebody else: the list goes on. */
+/** Calls something that may throw, such as a logger or a listener of somebody else, and ignores its error, so that the list goes on. */
 export function attempt (fn: () => void): void {
   try {
     fn()
@@ -73,7 +79,10 @@ export function readOr<T> (fallback: T, read: () => T): T {
   }
 }
 
-/** Whether a value is a promise, where a plain one is expected: somebody's mistake, whose rejection must not end the process. */
+/**
+ * Whether a value is a promise, where a plain value is expected. Such a promise is somebody's mistake, and its rejection must not end the
+ * process.
+ */
 export function isThenable (value: unknown): boolean {
   if (types.isPromise(value)) void Reflect.apply(nativeThen, value, [undefined, () => {}])
   return ((typeof value === 'object' && value !== null) || typeof value === 'function') && typeof (value as { then?: unknown }).then === 'function'

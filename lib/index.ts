@@ -26,7 +26,7 @@ declare module 'fastify' {
     readonly backgroundTasks: BackgroundTasks
   }
   interface FastifyInstance {
-    /** Background tasks outside any request, and what is known of all of them. */
+    /** The app's background tasks outside any request, and the counts of all tasks. */
     readonly backgroundTasks: AppBackgroundTasks
   }
 }
@@ -42,7 +42,7 @@ async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBac
   const dispatch = engine && connectEngine(app, engine, { runner, jobs, definitions: definitions.all, options: resolved, isRecording })
   const intake = new Intake(runner, jobs, dispatch, waitUntil)
 
-  // One exchange of a request has one list, and knows it as its listener.
+  // An exchange is one request and its response. Each exchange has one task list, which is its listener.
   const listOf = (request: FastifyRequest): BackgroundTasks =>
     (exchangeOf(request)?.listener as BackgroundTasks | undefined) ?? new BackgroundTasks(intake, request)
 
@@ -56,10 +56,10 @@ async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBac
 }
 
 /**
- * Drains once the server has closed and the requests in flight have ended, before any other plugin's `onClose`: those run
- * last registered first, but `onClose` called while `preClose` hooks run puts the drain at their head, so that databases
- * registered before and after are still open for the tasks. A `preClose` hook of another plugin that throws skips ours:
- * then the plain hook drains.
+ * Runs the drain, which finishes the tasks that are left, when the server has closed and the requests in flight have ended. The drain comes
+ * before every other plugin's `onClose` hook, so that databases are still open for the tasks, whether they were registered before or after
+ * this plugin. Fastify runs `onClose` hooks last registered first, but a hook that is added while `preClose` hooks run comes before them
+ * all. If a `preClose` hook of another plugin throws, ours is skipped, and the plain `onClose` hook drains.
  */
 function drainOnClose (app: ClosingApp, what: Drained): void {
   let drained: Promise<void> | undefined
@@ -71,16 +71,15 @@ function drainOnClose (app: ClosingApp, what: Drained): void {
   app.addHook('onClose', backgroundTasksOnClose)
 }
 
-/** `onClose` is what `addHook('onClose')` calls; Fastify's types leave it out. */
+/** An app with the method that `addHook('onClose')` calls. Fastify's types leave it out. */
 type ClosingApp = FastifyInstance & { onClose?: (fn: () => Promise<void>) => void }
 
 /**
- * The plugin: `await app.register(backgroundTasks, options)`, once for an app, or for one encapsulated plugin and its children.
- * Requests get `request.backgroundTasks`, a {@link BackgroundTasks}; the app gets `app.backgroundTasks`, an
- * {@link AppBackgroundTasks}.
+ * The plugin: `await app.register(backgroundTasks, options)`, once for an app, or for one encapsulated plugin and its children. Requests
+ * get `request.backgroundTasks`, a {@link BackgroundTasks}. The app gets `app.backgroundTasks`, an {@link AppBackgroundTasks}.
  * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
- * @throws FST_BGT_DUPLICATE_TASK if two definitions in `tasks` have one name
- * @throws FST_BGT_ALREADY_REGISTERED if this app, or a parent of it, has the plugin
+ * @throws FST_BGT_DUPLICATE_TASK if two definitions in `tasks` have the same name
+ * @throws FST_BGT_ALREADY_REGISTERED if this app, or a parent of it, has the plugin already
  */
 const backgroundTasks = fp(fastifyBackgroundTasks, { fastify: '5.x', name: 'fastify-background-tasks' })
 

@@ -1,13 +1,13 @@
 import { Timer } from './timers.js'
 
-/** What to do about a promise that takes its time. All times are milliseconds from now; what is undefined is not watched. */
+/** The limits of a promise, in milliseconds from now, and what to do at each. A limit that is undefined is not watched. */
 export interface Limits {
   readonly timeout: number | undefined
   readonly slow?: number | undefined
-  /** Makes the error to reject with. */
+  /** Makes the error with which the promise rejects at its timeout. */
   readonly onTimeout: () => Error
   readonly onSlow?: () => void
-  /** The promise settled after all, past its timeout. */
+  /** Called when the promise settles after its timeout. */
   readonly onLate?: () => void
 }
 
@@ -20,7 +20,7 @@ export class Limited {
   constructor (promise: Promise<unknown>, { timeout, slow, onTimeout, onSlow, onLate }: Limits) {
     let timedOut = false
     this.#slow = slow === undefined ? undefined : new Timer(() => { onSlow?.() }, slow)
-    // Set before any timer fires.
+    // The promise below sets this before any timer fires.
     let reject!: (error: Error) => void
     this.#timeout = timeout === undefined
       ? undefined
@@ -42,20 +42,20 @@ export class Limited {
       try {
         promise.then(settled(resolve), settled(_reject))
       } catch (error) {
-        // What only looks like a promise.
+        // This only looks like a promise: its `then` throws.
         settled(_reject)(error)
       }
     })
   }
 
-  /** Nobody waits any more. */
+  /** Clears the timers, because nobody waits any more. */
   clear (): void {
     this.#slow?.clear()
     this.#timeout?.clear()
   }
 }
 
-/** Settles as `promise` does, or after so many milliseconds as `late` ends. */
+/** Settles as `promise` does. When `ms` milliseconds have passed before that, it settles with what `late` returns or throws. */
 export async function within<T> (ms: number, promise: Promise<T>, late: () => T): Promise<T> {
   let timer: Timer | undefined
   const time = new Promise<void>(resolve => { timer = new Timer(resolve, ms) })

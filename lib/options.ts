@@ -10,93 +10,97 @@ import { CONDITION, type TaskCondition } from './tasks/task-options.js'
 /** Options of `app.register(backgroundTasks, options)`. A wrong value throws `FST_BGT_INVALID_OPTION` there. */
 export interface FastifyBackgroundTasksOptions {
   /**
-   * Which tasks of a request run; for some of them by `with({ when })`. The default does not skip what is added while a failure is handled,
-   * in an `onError` hook or an error handler, until its reply enters `onSend`: FastAPI runs the task of the response that an exception
-   * handler returns.
+   * Which tasks of a request run. `with({ when })` decides for single tasks. The default does not skip a task that is added while a failure
+   * is handled: in an `onError` hook, or in an error handler until its reply enters `onSend`. FastAPI does the same: it runs the task of
+   * the response that an exception handler returns.
    * @default 'success'
    */
   readonly when?: TaskCondition | undefined
 
   /**
-   * Whether a failed task skips the rest of its list, as in FastAPI.
+   * Whether a failed task skips the rest of its task list, as in FastAPI.
    * @default false
    */
   readonly stopOnError?: boolean | undefined
 
   /**
-   * Called with each failure; the next task of the list waits for its promise. Its own failure is logged, never thrown.
-   * `request` is `undefined` for tasks of the app, and for what an engine has delivered.
+   * Called with each failure. The next task of the list waits for the promise that this returns. An error of this function is only logged.
+   * `request` is `undefined` for tasks of the app, and for jobs that an engine has delivered.
    * @default none
    */
   readonly onError?: ((error: unknown, task: BackgroundTask, request: FastifyRequest | undefined) => void | Promise<void>) | undefined
 
   /**
-   * Task lists that run at once in this process. Minimum 1.
+   * Most task lists that run at the same time in this process. Minimum 1.
    * @default Infinity
    */
   readonly concurrency?: number | undefined
 
   /**
-   * Tasks that have not finished, over all lists. At the limit `addTask` throws `FST_BGT_OVERLOADED` (503, `Retry-After`).
+   * Most tasks that have not finished, over all task lists. At this limit `addTask` throws `FST_BGT_OVERLOADED` (503, `Retry-After`).
    * Minimum 1.
    * @default Infinity
    */
   readonly maxPending?: number | undefined
 
   /**
-   * Milliseconds for one task. When they have passed the task is `failed` with `FST_BGT_TIMEOUT`, its signal aborts and
-   * the list goes on. A synchronous task cannot be interrupted: it is `succeeded`, with a warning. The list waits as long for the promise of
-   * an `onError`, and for that of an `onFailed`.
+   * Milliseconds for one task. When they have passed, the task is `failed` with `FST_BGT_TIMEOUT`, its signal aborts, and the task list
+   * goes on. A synchronous task cannot be interrupted: it is `succeeded`, with a warning in the log. The list waits this long for the
+   * promise of an `onError`, too, and this long for that of an `onFailed`.
    * @default none
    */
   readonly timeout?: number | undefined
 
   /**
-   * Milliseconds after which a task that still runs is named in a warning, once. A synchronous one is named when it has
-   * returned.
+   * Milliseconds after which a task that still runs is named in a warning, once. A synchronous task is named when it has returned.
    * @default none
    */
   readonly slowTask?: number | undefined
 
   /**
-   * Milliseconds that `app.close()` gives the tasks that are left, from the moment the drain starts. `0` abandons them at
-   * once. Below the 10 s of close-with-grace, Docker and Cloud Run.
+   * Milliseconds that a shutdown (`app.close()`) gives to the tasks that are left, counted from when the server has closed and the requests
+   * in flight have ended. `0` abandons the tasks immediately. The default is below the 10 s that close-with-grace, Docker and Cloud Run
+   * give to a process.
    * @default 8000
    */
   readonly closeTimeout?: number | undefined
 
   /**
-   * The definitions that this app knows: adding another one throws `FST_BGT_UNKNOWN_TASK`.
+   * The definitions that this app knows. `addTask` with another definition throws `FST_BGT_UNKNOWN_TASK`.
    * @default []
    */
   readonly tasks?: readonly AnyTaskDefinition[] | undefined
 
   /**
-   * Where tasks of definitions are stored and run; functions always run here.
-   * @default none: they run here too
+   * Where tasks of definitions are stored and run. Functions always run in this process.
+   * @default none: tasks of definitions run in this process too
    */
   readonly engine?: TaskEngine<unknown> | undefined
 
   /**
-   * Whether this process runs what the engine holds, and how many jobs at once: of each definition, or of those named.
-   * `false` for web processes beside separate workers; `true` is `{ concurrency: 10 }`.
+   * Whether this process runs jobs of the engine, and how many jobs at the same time. A number counts for each definition. An object has
+   * numbers by the name of the definition, with 10 for those that it does not name. `false` is for web processes beside separate workers.
+   * `true` is `{ concurrency: 10 }`.
    * @default true
    */
   readonly worker?: boolean | { readonly concurrency?: number | Readonly<Record<string, number>> | undefined } | undefined
 
   /**
-   * Milliseconds for storing the tasks of a request, or of one `enqueue`, connecting included; then the client gets a 503,
-   * `FST_BGT_ENGINE_UNAVAILABLE`. `ready()` waits no longer than that for the engine.
+   * Milliseconds for storing the tasks of a request, or the task of one `enqueue`, connecting included. After that the client gets a 503,
+   * `FST_BGT_ENGINE_UNAVAILABLE`. `app.ready()` waits no longer than this for the engine.
    * @default 2000
    */
   readonly enqueueTimeout?: number | undefined
 
-  /** `'local'`: what cannot be stored runs here, with a warning in the log, and the client gets no 503. @default none */
+  /**
+   * With `'local'`, a task that cannot be stored runs in this process, with a warning in the log, and the client gets no 503.
+   * @default none
+   */
   readonly fallback?: 'local' | undefined
 
   /**
-   * The platform's `waitUntil` (Vercel, Cloudflare, Lambda wrappers), called at the first `addTask` of a request, in its
-   * context, with a promise that settles when the list has ended and never rejects.
+   * The platform's `waitUntil` (Vercel, Cloudflare, Lambda wrappers). The first `addTask` of a request calls it, in the context of that
+   * call, with a promise that settles when the task list has ended and never rejects.
    * @default none
    */
   readonly waitUntil?: ((promise: Promise<void>) => void) | undefined
@@ -132,8 +136,9 @@ const PLUGIN_RULES: Rules = {
 }
 
 /**
- * Options that others hand to every plugin, and that are ignored here. Fastify hands on its options of `register`, and @fastify/autoload its
- * own. fastify-cli gives an app its server options, and an app that hands them on to @fastify/autoload gives them to all its plugins.
+ * Options that others hand to every plugin, and that are ignored here. Fastify hands on its options of `register`, and @fastify/autoload
+ * hands on its own. fastify-cli gives an app its server options. An app that hands those on to @fastify/autoload gives them to all its
+ * plugins.
  */
 const OPTIONS_OF_OTHERS = new Set([
   'prefix', 'logLevel', 'logSerializers',

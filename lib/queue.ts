@@ -1,7 +1,7 @@
-/** First in, first out, at the same cost for each: `shift` of an array moves all that comes after. */
+/** A queue, first in, first out, in which each `shift` costs the same. `shift` of an array moves all items that come after. */
 export class Queue<T> {
   #items: T[] = []
-  /** So many at the front have left. */
+  /** The number of items at the front that have left. */
   #left = 0
 
   get length (): number {
@@ -18,7 +18,7 @@ export class Queue<T> {
     return item
   }
 
-  /** Takes one out: most leave in the order in which they came. */
+  /** Takes an item out of the queue. Most items leave in the order in which they came. */
   remove (item: T): void {
     const index = this.#items.indexOf(item, this.#left)
     if (index === this.#left) this.#takeFirst()
@@ -31,7 +31,7 @@ export class Queue<T> {
 
   #takeFirst (): void {
     this.#left++
-    // Half of it at a time, so that one that is never empty holds nothing that has left for long.
+    // Half of the array is dropped at a time, so that a queue that is never empty does not hold items that have left for long.
     if (2 * this.#left < this.#items.length) return
     this.#items = this.#items.slice(this.#left)
     this.#left = 0

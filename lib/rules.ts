@@ -1,11 +1,11 @@
-/** What options accept, in words and as a check. */
+/** The rules for options: what each one accepts, in words and as a check. */
 import { FST_BGT_INVALID_OPTION, PACKAGE, show } from './errors.js'
 import { isFunction } from './foreign.js'
 
 export interface Rule {
   readonly accepts: string
   readonly test: (value: unknown) => boolean
-  /** It can hold a password: what is refused is not shown. */
+  /** The value can hold a password, so an error message does not show it. */
   readonly isSecret?: true
 }
 
@@ -29,18 +29,19 @@ export const SECONDS: Rule = {
   accepts: 'a number of seconds of at least 0',
   test: value => typeof value === 'number' && Number.isFinite(value) && value >= 0
 }
-/** Errors of `register` come out of an app's start, among those of many plugins. */
+/** Options whose errors begin with the name of this package. Errors of `register` appear when an app starts, among those of many plugins. */
 const AT_REGISTER: ReadonlySet<string> = new Set(['register', 'worker', 'concurrency of worker'])
 
 /**
+ * Checks options.
  * @param where whose options they are, for the message
- * @param ignored options that others take
+ * @param ignored options that are meant for others
  * @throws FST_BGT_INVALID_OPTION
  */
 export function check (where: string, options: unknown, rules: Rules, ignored?: ReadonlySet<string>): void {
   const begin = AT_REGISTER.has(where) ? `${PACKAGE}: ` : ''
   if (typeof options !== 'object' || options === null) {
-    // It may be a secret at the wrong place.
+    // Somebody may have passed a secret in place of the options.
     const isSecret = Object.values(rules).some(rule => rule.isSecret)
     throw new FST_BGT_INVALID_OPTION(`${begin}${where} accepts an object of options; received ${refused(options, isSecret)}`)
   }

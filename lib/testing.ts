@@ -1,7 +1,7 @@
 /**
  * The test kit, `fastify-background-tasks/testing`: tasks are recorded instead of run.
  *
- * No test runner is needed for it, and no server: what a definition has on an engine is recorded, too.
+ * It needs no test runner and no server: tasks of definitions are recorded too, whatever engine would store them.
  *
  * @module testing
  */
@@ -12,7 +12,7 @@ import { recorderOf, setRecorder, type Recorder } from './decorators/recorder.js
 import { asDefined } from './definitions/defined-task.js'
 import type { JobOptions } from './definitions/jobs.js'
 import { FST_BGT_INVALID_OPTION, show } from './errors.js'
-// Of the whole, for a test may import nothing else: it brings the types of `app.backgroundTasks` along.
+// This type comes from the main module, because that brings the types of `app.backgroundTasks` along, and a test may import nothing else.
 import type { BackgroundTask } from './index.js'
 import { instancesOf } from './instances.js'
 import type { Gate } from './runner/gate.js'
@@ -20,19 +20,19 @@ import type { Runner } from './runner/runner.js'
 import type { TaskList } from './tasks/task-list.js'
 import type { TaskOptions } from './tasks/task-options.js'
 
-/** What was added. */
+/** A task that was added. */
 export interface RecordedTask {
-  /** The definition's name, that of `with()`, the function's, or `'anonymous'`. */
+  /** The name of the definition, the name that `with()` gave, the name of the function, or `'anonymous'`. */
   readonly name: string
-  /** The arguments of a function; none for a definition. */
+  /** The arguments of a function. A definition has none. */
   readonly args?: readonly unknown[]
-  /** The payload of a definition, as JSON; none for a function. */
+  /** The payload of a definition, as JSON. A function has none. */
   readonly payload?: unknown
-  /** The id of the request whose task it is; none for a task of the app. */
+  /** The id of the request that added the task. A task of the app has none. */
   readonly requestId?: string
-  /** Where it would run: `'local'`, or the name of the engine. */
+  /** Where the task would run: `'local'`, or the name of the engine. */
   readonly placement: string
-  /** What `with()`, the definition, and the call said, without what was left out. */
+  /** The options of `with()`, of the definition and of the call, without those that nobody set. */
   readonly options: TaskOptions & JobOptions
   /** The task itself, for its `id`, its `state`, and `cancel()`. */
   readonly task: BackgroundTask
@@ -40,25 +40,28 @@ export interface RecordedTask {
 
 /** What {@link recordTasks} returns. */
 export interface TaskRecorder {
-  /** What was added since the start or the last `clear()`, in the order added; tasks that were skipped or have run since are among them. */
+  /**
+   * The tasks that were added since the start or the last `clear()`, in the order added. Tasks that were skipped, or have run since, are
+   * among them.
+   */
   readonly added: readonly RecordedTask[]
   /**
-   * Runs what is recorded, list by list, in order, and what these tasks add, once the requests in flight have ended. All of it is
-   * as in production, `when`, `timeout`, `onError`, cleanups and the log included, but nobody waits: a delay is over, and attempts
-   * follow each other without their backoff. Rejects with the first failure, when all have run; an attempt that another one
-   * follows is no failure.
+   * Runs the recorded tasks, list by list and in order, and the tasks that these add. Tasks of requests in flight follow when the requests
+   * have ended. Everything is as in production, `when`, `timeout`, `onError`, cleanups and the log included, except that nobody waits: a
+   * delay is over immediately, and attempts follow each other without their backoff. Rejects with the first failure, after all tasks have
+   * run. An attempt that is followed by another one is no failure.
    * @throws FST_BGT_INVALID_OPTION if the plugin is not registered in this app
    */
   run: () => Promise<void>
-  /** Forgets what was added: what has not run is `skipped`. Their requests' cleanups run. */
+  /** Forgets the tasks that were added. Those that have not run are `skipped`. The cleanups of their requests run. */
   clear: () => void
-  /** Ends the recording: what has not run is `skipped`, what is added from now on runs as usual. */
+  /** Ends the recording. Tasks that have not run are `skipped`. Tasks that are added from now on run as usual. */
   restore: () => void
 }
 
 /**
- * Records the tasks of an app, and of its encapsulated plugins, instead of running them, from now on: those of requests, those
- * of the app, and those of definitions, on any engine. That is not connected to, unless it is already: call this before
+ * Records the tasks of an app, and of its encapsulated plugins, from now on, instead of running them: tasks of requests, tasks of the app,
+ * and tasks of definitions, on any engine. The app does not connect to its engine, unless it has done so already, so call this before
  * `app.ready()`. A second call takes the place of the first.
  * @param app before or after the plugin is registered
  * @throws FST_BGT_INVALID_OPTION if it is not a Fastify app
@@ -72,10 +75,10 @@ export function recordTasks (app: { readonly backgroundTasks: AppBackgroundTasks
 
 class Recording implements TaskRecorder, Recorder {
   readonly #app: FastifyInstance
-  /** One for each registration of the plugin. */
+  /** The intakes of the app, one for each registration of the plugin. */
   readonly #intakes = new Set<Intake>()
   readonly #recorded = new Set<BackgroundTask>()
-  /** The lists that are ready to run, and who runs them. */
+  /** The lists that are ready to run, each with its runner. */
   readonly #kept = new Map<TaskList, Runner>()
   #added: RecordedTask[] = []
   #running: TaskList | undefined
@@ -143,7 +146,7 @@ class Recording implements TaskRecorder, Recorder {
   #gateOf (runner: Runner): Gate {
     return {
       keep: list => {
-        // Cleanups alone are no tasks, and a test that does not run its tasks wants its connections back.
+        // A list that has only cleanups is not kept, because a test that does not run its tasks still wants its connections back.
         if (list === this.#running || !list.tasks().some(task => this.#recorded.has(task))) return false
         this.#kept.set(list, runner)
         return true

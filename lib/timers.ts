@@ -1,4 +1,4 @@
-/** Timers of any length. Node's take at most a signed 32-bit number of milliseconds: past that they fire immediately. */
+/** The most milliseconds that a timer of Node takes, a signed 32-bit number. A longer one would fire immediately. */
 const MAX_MS = 2 ** 31 - 1
 
 export class Timer {

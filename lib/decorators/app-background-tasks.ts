@@ -14,9 +14,9 @@ export type { EnqueueOptions }
 /** Options of `app.backgroundTasks.idle()`. */
 export interface IdleOptions {
   /**
-   * Whether to reject with what a task threw since the last `idle()` returned, or since the plugin was registered; with an
-   * `AggregateError` when there are several (of the first 100). An error that was thrown before anybody waited may have been collected as
-   * garbage: then it is a new one, of the same name and with the message.
+   * Whether to reject with what a task threw since the last `idle()` returned, or since the plugin was registered. Several errors are
+   * rejected as one `AggregateError` of the first 100. An error that was thrown before anybody waited may have been garbage-collected. A
+   * new error takes its place then, with the same name and code, and with the old message in its own.
    * @default false
    */
   readonly rejectOnFailure?: boolean | undefined
@@ -26,11 +26,14 @@ const IDLE_RULES: Rules = { rejectOnFailure: BOOLEAN }
 
 /** A task read back, with what its handler returned. */
 export interface TaskRecord<Result = unknown> extends Omit<JobRecord, 'result'> {
-  /** What the handler returned, as JSON, of a task that has `succeeded`. */
+  /** What the handler returned, as JSON, if the task has `succeeded`. */
   readonly result?: Result
 }
 
-/** The app's tasks, outside any request: each starts on a later turn, in the order added, and waits for no other. */
+/**
+ * The app's tasks, outside any request. Each task starts on a later turn of the event loop, in the order added, and does not wait for the
+ * others.
+ */
 export class AppBackgroundTasks implements TaskAdder {
   readonly #intake: Intake
 
@@ -44,17 +47,17 @@ export class AppBackgroundTasks implements TaskAdder {
     return tasks.#intake
   }
 
-  /** Tasks that have not finished yet, those of requests included. */
+  /** The number of tasks that have not finished yet, tasks of requests included. */
   get length (): number {
     return this.#intake.runner.ledger.unfinished
   }
 
-  /** Aborts when the deadline of the drain has passed. Remove the listeners that you add. */
+  /** The app's signal, which aborts at the deadline of a shutdown (`closeTimeout`). Remove the listeners that you add. */
   get signal (): AbortSignal {
     return this.#intake.runner.signal
   }
 
-  /** Counts since the plugin was registered, those of requests included. Cleanups do not count. */
+  /** Counts since the plugin was registered, tasks of requests included. Cleanups do not count. */
   get stats (): TaskStats {
     return this.#intake.runner.stats
   }
@@ -66,8 +69,9 @@ export class AppBackgroundTasks implements TaskAdder {
   }
 
   /**
-   * A name or timeout for the tasks added through what it returns.
-   * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value; `when` is none here, for there is no exchange to ask
+   * Sets a name or a timeout for the tasks that are added through what this returns.
+   * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value. `when` is refused, because no request and response
+   * could decide
    */
   with (options: Omit<TaskOptions, 'when'> & { readonly when?: never }): TaskAdder {
     const checked = checkTaskOptions(options, true)
@@ -75,15 +79,15 @@ export class AppBackgroundTasks implements TaskAdder {
   }
 
   /**
-   * Stores a task now, in the caller's transaction where the engine has one. Without an engine it is added to this app.
+   * Stores a task immediately, in the caller's transaction if there is a `tx`. Without an engine the task is added to this app.
    * @param args the payload, which may be left out where it may be `undefined`, and {@link EnqueueOptions}
-   * @throws FST_BGT_INVALID_TASK if it is no definition
-   * @throws FST_BGT_ENGINE_UNAVAILABLE (503) if it is not known to be stored within `enqueueTimeout`
+   * @throws FST_BGT_INVALID_TASK if `definition` is no definition
+   * @throws FST_BGT_ENGINE_UNAVAILABLE (503) if the engine has not confirmed within `enqueueTimeout` that the task is stored
    * @throws FST_BGT_UNKNOWN_TASK if the definition is not among the app's `tasks`
-   * @throws FST_BGT_INVALID_PAYLOAD with path and reason
+   * @throws FST_BGT_INVALID_PAYLOAD if the definition's schema refuses the payload, or it is not JSON; the message has path and reason
    * @throws FST_BGT_INVALID_OPTION if an option has a wrong value
    * @throws FST_BGT_UNSUPPORTED for an option that the engine cannot fulfil
-   * @throws FST_BGT_OVERLOADED (503) if it would be added here, and `maxPending` tasks have not finished
+   * @throws FST_BGT_OVERLOADED (503) if the task would be added to this app, and `maxPending` tasks have not finished
    * @throws FST_BGT_CLOSED (503) after `app.close()`
    */
   async enqueue<Payload>(definition: TaskDefinition<Payload>, ...args: EnqueueArgs<Payload>): Promise<Receipt> {
@@ -92,22 +96,23 @@ export class AppBackgroundTasks implements TaskAdder {
   }
 
   /**
-   * Reads a task of a definition back; undefined if there is none of this id, or its record has gone (`keep`).
-   * @param id of a task, a receipt or a delivery
-   * @throws FST_BGT_INVALID_TASK if it is no definition, or there is no id
+   * Reads a task of a definition back. Resolves to undefined if there is no task of this id, or if its record is not kept any more
+   * (`keep`).
+   * @param id the id of a task, a receipt or a delivery
+   * @throws FST_BGT_INVALID_TASK if `definition` is no definition, or `id` is no string
    * @throws FST_BGT_UNKNOWN_TASK if the definition is not among the app's `tasks`
    * @throws FST_BGT_UNSUPPORTED if the engine keeps no records
-   * @throws FST_BGT_ENGINE_UNAVAILABLE (503) if it does not answer
+   * @throws FST_BGT_ENGINE_UNAVAILABLE (503) if the engine does not answer within `enqueueTimeout`
    * @throws FST_BGT_CLOSED (503) after `app.close()`
    */
   async get<Payload, Result>(definition: TaskDefinition<Payload, Result>, id: string): Promise<TaskRecord<Result> | undefined> {
-    // The result went through JSON on its way: dates in it are strings.
+    // The result has been through JSON, so dates in it are strings.
     return await get(this.#intake, definition as AnyTaskDefinition, id) as TaskRecord<Result> | undefined
   }
 
   /**
-   * Resolves when nothing is pending or running: tasks of requests in flight, tasks added by tasks, and cleanups included.
-   * After `app.close()` it resolves at once.
+   * Resolves when nothing is pending or running. That includes tasks of requests in flight, tasks that tasks have added, and cleanups.
+   * Resolves immediately after `app.close()`.
    * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
    * @throws what a task threw, with `rejectOnFailure`
    */

@@ -13,18 +13,21 @@ import { checkTaskOptions, type TaskCondition, type TaskOptions } from '../tasks
 import type { Intake, ReplyPromises } from './intake.js'
 import type { AddedArgs, AddedTask, TaskAdder } from './task-adder.js'
 
-/** A task of a definition that was added before the reply. */
+/** A task of a definition that was added before the reply went out. */
 interface Promised {
   readonly task: DefinedTask
-  /** Kept apart: a task that has ended has no options any more. */
+  /** The task's condition, which is kept here because a task that has ended has no options any more. */
   readonly when: TaskCondition
 }
 
-/** A request's tasks: they run in the order added, one at a time, once its exchange has ended. */
+/** A request's tasks. They run in the order added, one at a time, after the exchange (the request and its response) has ended. */
 export class BackgroundTasks implements TaskAdder, ExchangeListener, ReplyPromises {
   readonly #intake: Intake
   readonly #list: TaskList
-  /** Set while it is opened: one that is over by then ends right away. */
+  /**
+   * The exchange calls `exchangeOpened`, which sets this, while the constructor opens it. An exchange that is over already may end
+   * immediately.
+   */
   #exchange!: Exchange
   /** Tasks of definitions that the reply promises, until it goes out. */
   #promised: Promised[] | undefined
@@ -37,17 +40,17 @@ export class BackgroundTasks implements TaskAdder, ExchangeListener, ReplyPromis
     openExchange(request, this)
   }
 
-  /** Tasks that have not finished yet. */
+  /** The number of tasks that have not finished yet. */
   get length (): number {
     return this.#list.unfinished
   }
 
-  /** Aborts when the deadline of the drain has passed. It is the app's: remove the listeners that you add. */
+  /** The app's signal, which aborts at the deadline of a shutdown (`closeTimeout`). Remove the listeners that you add. */
   get signal (): AbortSignal {
     return this.#intake.runner.signal
   }
 
-  /** How the exchange ended; undefined until it has. */
+  /** How the exchange ended. Undefined until then. */
   get outcome (): ExchangeOutcome | undefined {
     return this.#exchange.outcome
   }
@@ -59,7 +62,7 @@ export class BackgroundTasks implements TaskAdder, ExchangeListener, ReplyPromis
   }
 
   /**
-   * Options for the tasks added through what it returns, on the same list and in the same order.
+   * Sets options for the tasks that are added through what this returns, on the same task list and in the same order.
    * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
    */
   with (options: TaskOptions): TaskAdder {
@@ -68,8 +71,9 @@ export class BackgroundTasks implements TaskAdder, ExchangeListener, ReplyPromis
   }
 
   /**
-   * Adds a function that runs when the list has ended, whatever failed or was skipped; the one added last runs first.
-   * @throws FST_BGT_INVALID_TASK if it is not a function
+   * Adds a function that runs when all tasks of the list have ended, whatever failed or was skipped. The function that was added last runs
+   * first.
+   * @throws FST_BGT_INVALID_TASK if `fn` is not a function
    */
   addCleanup<F extends TaskFunction>(fn: OverloadedFunction<F>, ...args: OverloadedArgs<F>): void
   addCleanup<Args extends unknown[]>(fn: TaskFunction<Args>, ...args: Args): void
@@ -91,13 +95,13 @@ export class BackgroundTasks implements TaskAdder, ExchangeListener, ReplyPromis
     this.#list.attachExchange(exchange)
   }
 
-  /** @internal No reply will pass `onSend`. */
+  /** @internal The reply was hijacked, so it will not pass `onSend`. */
   replyHijacked (): void {
     this.#storeUnawaited(this.#exchange.currentOutcome())
   }
 
   /**
-   * Stores what the reply promises, before it goes out. There is nothing to wait for if there is nothing to store.
+   * Stores the tasks that the reply promises, before the reply goes out. Returns undefined if there is nothing to store.
    * @internal
    * @throws FST_BGT_CLOSED if a task was abandoned meanwhile
    */
@@ -122,7 +126,7 @@ export class BackgroundTasks implements TaskAdder, ExchangeListener, ReplyPromis
     if (promised !== undefined) this.#intake.dispatch?.storeUnawaited(this.#list, promised.map(({ task }) => task), outcome)
   }
 
-  /** From now on tasks are stored when they are added. */
+  /** Takes the tasks that the reply promises. From now on a task is stored when it is added. */
   #takePromised (): Promised[] | undefined {
     const promised = this.#promised
     this.#promised = undefined
@@ -131,7 +135,7 @@ export class BackgroundTasks implements TaskAdder, ExchangeListener, ReplyPromis
   }
 }
 
-/** Whether a task that was abandoned would have run: then the reply must not promise it. */
+/** Whether a task that was abandoned would have run. Then the reply must not promise it. */
 function wouldRun (when: TaskCondition, outcome: ExchangeOutcome): boolean {
   if (outcome.failed || when === 'error') return false
   return typeof when !== 'function' || readOr(true, () => {

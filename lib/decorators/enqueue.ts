@@ -1,4 +1,4 @@
-/** `enqueue` and `get` of the app: they store and read one task immediately, wherever tasks of definitions run. */
+/** `enqueue` and `get` of the app, which store and read one task immediately, in the engine or in this process. */
 import { TaskDefinition, type AnyTaskDefinition } from '../definitions/define-task.js'
 import type { JobRecord, Receipt } from '../engines/engine.js'
 import { FST_BGT_CLOSED, FST_BGT_INVALID_TASK, typeOf } from '../errors.js'
@@ -9,7 +9,10 @@ import type { Intake } from './intake.js'
 
 /** Options of `enqueue`. */
 export interface EnqueueOptions extends JobOptions {
-  /** The caller's transaction, of engines that have them: the job is visible after its commit, and gone after its rollback. @default none */
+  /**
+   * The caller's transaction, for an engine that supports it. The job is visible after the commit, and does not exist after a rollback.
+   * @default none
+   */
   readonly tx?: { executeSql: (text: string, values?: unknown[]) => Promise<unknown> } | undefined
 }
 
@@ -41,7 +44,7 @@ export async function enqueue (intake: Intake, definition: AnyTaskDefinition, pa
     if (!receipt.duplicate) runner.ledger.enqueuedAlone(task)
     return receipt
   } catch (err) {
-    // What belongs to a transaction cannot run without it.
+    // A job that belongs to a transaction must not run if that is rolled back, so it never runs here.
     if (tx !== undefined || !dispatch.fallsBack) throw err
     attempt(() => { runner.log.warn({ err, task: { id, name: definition.name } }, 'background task could not be stored: it runs here') })
     return addHere()
@@ -59,7 +62,8 @@ export async function get (intake: Intake, definition: AnyTaskDefinition, id: st
   refuseOthers('get', definition)
   if (typeof id !== 'string') throw new FST_BGT_INVALID_TASK(`get accepts a definition and the id of a task; received ${typeOf(id)} for the id`)
   if (runner.isClosed) throw new FST_BGT_CLOSED('get')
-  // What is recorded is here, and would not be found there.
+  // While a test records, tasks are read from this process. An engine that keeps no records still refuses the call, as it would in
+  // production.
   if (intake.recorder !== undefined) jobs.refuseUnless('get', definition)
   const local = jobs.find(definition, id)
   if (dispatch === undefined || local !== undefined) return local
@@ -67,7 +71,7 @@ export async function get (intake: Intake, definition: AnyTaskDefinition, id: st
   return await dispatch.link.get(definition.name, id)
 }
 
-/** @throws FST_BGT_INVALID_TASK for what is no definition */
+/** @throws FST_BGT_INVALID_TASK if it is not a definition */
 function refuseOthers (where: string, definition: unknown): void {
   if (isInstance(definition, TaskDefinition)) return
   throw new FST_BGT_INVALID_TASK(`${where} accepts a definition, which defineTask makes; received ${typeOf(definition)}`)

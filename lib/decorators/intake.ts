@@ -11,33 +11,36 @@ import type { TaskFunction } from '../tasks/task-function.js'
 import { TaskList } from '../tasks/task-list.js'
 import type { AddedOptions, TaskOptions } from '../tasks/task-options.js'
 
-/** A request, as far as its reply promises tasks of definitions. */
+/** The tasks of a request, which know what its reply promises. */
 export interface ReplyPromises {
-  /** The reply will promise the task. @returns whether the task is stored with the reply, and not now */
+  /**
+   * Lets the reply promise the task.
+   * @returns whether the task is stored together with the reply, and not now
+   */
   promise: (task: DefinedTask) => boolean
 }
 
-/** A test that is told of what is added, and keeps it from running. */
+/** A test's recorder, which is told of each added task and keeps it from running. */
 export interface AddListener {
   /** The task is about to be put on the list. */
   taskAdded: (intake: Intake, list: TaskList, task: BackgroundTask) => void
-  /** What is recorded will not run. */
+  /** Skips the recorded tasks. */
   drop: () => void
-  /** Another one takes its place. */
+  /** Detaches the recorder, because another one takes its place. */
   detach: () => void
 }
 
 /** The platform's `waitUntil`. */
 export type WaitUntil = (promise: Promise<void>) => void
 
-/** What `addTask` and `addCleanup` do: make the task, put it on its list, hand it on. */
+/** What `addTask` and `addCleanup` do: make the task, put it on its list, and hand it on to the runner or to the engine. */
 export class Intake {
   readonly runner: Runner
   readonly jobs: Jobs
-  /** None if everything runs here. */
+  /** The way to the engine. Undefined without an engine. */
   readonly #dispatch: Dispatch | undefined
   readonly #waitUntil: WaitUntil | undefined
-  /** Set while a test records. */
+  /** The recorder, while a test records. */
   recorder: AddListener | undefined
 
   constructor (runner: Runner, jobs: Jobs, dispatch: Dispatch | undefined, waitUntil: WaitUntil | undefined) {
@@ -47,12 +50,12 @@ export class Intake {
     this.#waitUntil = waitUntil
   }
 
-  /** None if everything runs here, as it does while a test records. */
+  /** The way to the engine. Undefined without an engine, and while a test records. */
   get dispatch (): Dispatch | undefined {
     return this.recorder === undefined ? this.#dispatch : undefined
   }
 
-  /** Where tasks of definitions run. */
+  /** Where tasks of definitions run: the name of the engine, or `'local'`. */
   get placement (): string {
     return this.#dispatch?.link.engine.name ?? 'local'
   }
@@ -63,7 +66,7 @@ export class Intake {
 
   /** @throws as `addTask` does, see `TaskAdder` */
   add (list: TaskList, fn: unknown, args: unknown[], options: TaskOptions | undefined, reply: ReplyPromises | undefined): BackgroundTask {
-    // A function, the usual one, does not pay for the look at its prototypes.
+    // Most tasks are functions, which do not pay for a look at their prototypes.
     if (typeof fn !== 'function' && isInstance(fn, TaskDefinition)) {
       return this.#addDefined(list, fn as AnyTaskDefinition, args[0], args[1] as JobOptions | undefined, options, reply)
     }
@@ -141,12 +144,12 @@ export class Intake {
   }
 }
 
-/** What is added while a failure is handled is added for it. */
+/** The options of a task that is added now. A task that is added while a failure is handled is marked, because it belongs to the failure. */
 function optionsNow (list: TaskList, options: TaskOptions | undefined): AddedOptions | undefined {
   return list.exchange?.isHandlingFailure === true ? { ...options, isForFailure: true } : options
 }
 
-/** Called at the first task of a request. */
+/** Calls `waitUntil` at the first task of a request. */
 function callWaitUntil (list: TaskList, waitUntil: WaitUntil): void {
   const ended = list.whenEnded()
   if (ended === undefined) return
@@ -154,7 +157,7 @@ function callWaitUntil (list: TaskList, waitUntil: WaitUntil): void {
     attempt(() => { list.log.error({ err }, 'waitUntil failed: the platform may not wait for the background tasks') })
   }
   try {
-    // An async function fits its type.
+    // An async function fits the type of `waitUntil`, so there may be a promise that rejects.
     promiseOf(waitUntil(ended))?.catch(failed)
   } catch (error) {
     failed(error)

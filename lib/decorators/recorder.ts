@@ -2,13 +2,13 @@ import type { AddListener, Intake } from './intake.js'
 
 /** Keeps added tasks from running, for a test. */
 export interface Recorder extends AddListener {
-  /** A plugin is registered whose tasks are to be recorded. */
+  /** Records the tasks of one registration of the plugin from now on. */
   attach: (intake: Intake) => void
 }
 
 const kRecorder = Symbol('fastify-background-tasks.recorder')
 
-/** An app, and its children, whose tasks are recorded. */
+/** An app whose tasks are recorded. Its children inherit the slot. */
 interface RecordedApp {
   [kRecorder]?: Recorder | undefined
 }

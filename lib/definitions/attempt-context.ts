@@ -3,21 +3,24 @@ import { readOr } from '../foreign.js'
 import type { TaskContext } from './define-task.js'
 import type { Envelope } from './envelope.js'
 
-/** What a handler is given of the app. */
+/** The parts of the app that a handler is given. */
 export interface Surroundings {
   readonly app: FastifyInstance
-  /** The request's, or the app's. */
+  /** The logger of the request, or of the app. */
   readonly log: FastifyBaseLogger
 }
 
-/** A task, as far as its handler may know it. */
+/** The parts of a task that its handler is given. */
 interface Attempted {
   readonly envelope: Envelope
   readonly attempt: number
   readonly signal: AbortSignal
 }
 
-/** The logger of a delivery has the id of the request that the job comes from, under the name that the app's own lines have for it. */
+/**
+ * The logger of a task. For a job that an engine has delivered, its lines have the id of the request that the job comes from, under the
+ * name that the app's own lines use for it.
+ */
 export function loggerOf ({ app, log }: Surroundings, { delivery, requestId }: Envelope): FastifyBaseLogger {
   if (delivery === undefined || requestId === undefined) return log
   return readOr(log, () => log.child({ [String(app.initialConfig.requestIdLogLabel)]: requestId }))
@@ -25,7 +28,7 @@ export function loggerOf ({ app, log }: Surroundings, { delivery, requestId }: E
 
 const TASK = Symbol('task')
 
-/** What a handler is given. */
+/** The context that a handler is given after the payload. */
 export class AttemptContext implements TaskContext {
   readonly id: string
   readonly attempt: number
@@ -49,7 +52,8 @@ export class AttemptContext implements TaskContext {
 }
 
 /**
- * Made on first read, and the context's own, for those who spread it. All contexts share one getter: of one that each has for
- * itself, in a literal, V8 keeps the shape until the next full collection, and the task with it. Measured: 1 kB and 13 µs a job.
+ * The property `signal`. The signal is made on first read. The property is the context's own, for handlers that spread the context. All
+ * contexts share one getter, because V8 keeps the shape of an object literal with a getter of its own until the next full collection, and
+ * the task with it. Measured: 1 kB and 13 µs per job.
  */
 const SIGNAL = { enumerable: true, get (this: AttemptContext): AbortSignal { return this[TASK].signal } }

@@ -5,96 +5,101 @@ import { FST_BGT_INVALID_OPTION, markOurs } from '../errors.js'
 import { isThenable } from '../foreign.js'
 import { isStandardSchema, type InferInput, type InferOutput, type StandardSchema } from './standard-schema.js'
 
-/** What a handler is given beside the payload. */
+/** The second argument of a handler, after the payload. */
 export interface TaskContext {
-  /** The task's, the same in each attempt. */
+  /** The id of the task, the same in each attempt. */
   readonly id: string
-  /** 1 for the first start. A start is an attempt, whether the handler fails or its process dies. */
+  /** The number of this attempt, 1 for the first. An attempt counts whether its handler fails or its process dies. */
   readonly attempt: number
-  /** Aborts at the attempt's timeout, with `FST_BGT_TIMEOUT` as reason, and at the deadline of the drain. */
+  /** Aborts at the attempt's timeout, with `FST_BGT_TIMEOUT` as reason, and at the deadline of a shutdown. */
   readonly signal: AbortSignal
-  /** The request's logger where the task was added here, else the app's with the request's id. */
+  /** The request's logger if the task was added in this process. Otherwise the app's logger, with the request's id. */
   readonly log: FastifyBaseLogger
   /** The app that runs the task. */
   readonly app: FastifyInstance
-  /** `traceparent`, `tracestate` and `baggage` of the request, and what a subscriber of the `enqueue` channel added. */
+  /** The headers `traceparent`, `tracestate` and `baggage` of the request, and those that a subscriber of the `enqueue` channel added. */
   readonly headers: Readonly<Record<string, string>>
-  /** Id of the request that added the task. */
+  /** The id of the request that added the task. Undefined if no request did. */
   readonly requestId: string | undefined
 }
 
-/** What `onFailed` is given beside the payload and the error. */
+/** The third argument of `onFailed`, after the payload and the error. */
 export interface FailedTaskContext {
-  /** The task's, the same as in its attempts. */
+  /** The id of the task, the same as in its attempts. */
   readonly id: string
-  /** Starts that the task had. */
+  /** The number of attempts that the task had. */
   readonly attempts: number
-  /** As in its attempts. */
+  /** The logger, the same as in its attempts. */
   readonly log: FastifyBaseLogger
   /** The app that ran the last attempt. */
   readonly app: FastifyInstance
 }
 
-/** When a failed attempt starts again. */
+/** Whether and when a failed attempt is followed by another one. */
 export interface RetryPolicy {
   /**
-   * Starts at most, those whose process died included.
+   * Most attempts, those whose process died included.
    * @default 3
    */
   readonly attempts?: number | undefined
-  /** Milliseconds between a failure and the next start: `delay`, or `delay * 2 ** (failures - 1)` up to `maxDelay`. */
+  /** The wait between a failure and the next attempt, in milliseconds: `delay`, or `delay * 2 ** (failures - 1)` up to `maxDelay`. */
   readonly backoff?: {
     /** Whether the wait doubles with each failure. @default 'exponential' */
     readonly type?: 'exponential' | 'fixed' | undefined
-    /** Milliseconds before the second start. @default 1000 */
+    /** Milliseconds before the second attempt. @default 1000 */
     readonly delay?: number | undefined
-    /** Milliseconds that no wait exceeds. @default 60000 */
+    /** The most milliseconds of any wait. @default 60000 */
     readonly maxDelay?: number | undefined
   } | undefined
-  /** Whether this error is worth another attempt, asked synchronously: a promise fails the task. @default every error is */
+  /**
+   * Whether an error is worth another attempt. The answer has to be synchronous: a promise fails the task for good. @default every error is
+   */
   readonly when?: ((error: unknown) => boolean) | undefined
 }
 
-/** What a definition says beside its payload. */
+/** The options of `defineTask`, beside the schema of the payload. */
 export interface TaskDefinitionOptions<Payload, Result> {
-  /** Letters, digits, `-`, `_` and `.`; the name of its queue in an engine. */
+  /** The name of the task, and of its queue in an engine: 1 to 128 letters, digits, `-`, `_` and `.`. */
   readonly name: string
-  /** Milliseconds for one attempt; one that takes longer has failed with `FST_BGT_TIMEOUT`. @default the plugin's `timeout` */
+  /** Milliseconds for one attempt. An attempt that takes longer has failed with `FST_BGT_TIMEOUT`. @default the plugin's `timeout` */
   readonly timeout?: number | undefined
   /** How often, and how soon, a failed attempt is followed by another. @default 3 attempts, with exponential backoff */
   readonly retry?: RetryPolicy | undefined
-  /** Which outcomes of an exchange the task runs for. @default the plugin's `when` */
+  /** The outcomes of a request for which the task runs. @default the plugin's `when` */
   readonly when?: TaskCondition | undefined
   /** Seconds for which the record of an ended task is kept. @default { succeeded: 3600, failed: 604800 } */
   readonly keep?: {
-    /** Seconds. @default 3600 */
+    /** Seconds for a task that has `succeeded`. @default 3600 */
     readonly succeeded?: number | undefined
-    /** Seconds. @default 604800 */
+    /** Seconds for a task that has `failed`. @default 604800 */
     readonly failed?: number | undefined
   } | undefined
 
-  /** One attempt. What it returns, as JSON, is the result. */
+  /** Runs one attempt. What this returns, as JSON, is the result of the task. */
   handler (payload: Payload, context: TaskContext): Result | Promise<Result>
-  /** Called once, after the last attempt; not for a payload that a worker found invalid. Its own failure is logged. */
+  /**
+   * Called once, when the task has failed for good after an attempt. Not called for a payload that a worker found invalid. An error of this
+   * function is only logged.
+   */
   onFailed? (payload: Payload, error: unknown, context: FailedTaskContext): void | Promise<void>
 }
 
 /**
- * A named task: made by `defineTask`, told to the plugin by `tasks`, added with `addTask(definition, payload)`. It has its
- * options as properties, with their defaults.
+ * A task with a name. `defineTask` makes the definition, the option `tasks` tells the plugin of it, and `addTask(definition, payload)` adds
+ * a task. The options of the definition are its properties, with their defaults.
  * @typeParam Payload what `addTask` takes
  * @typeParam Result what the handler returns
  */
 export class TaskDefinition<in Payload = never, out Result = unknown> {
-  /** Of its queue, too. */
+  /** The name of the task, and of its queue in an engine. */
   readonly name: string
-  /** The schema. */
+  /** The schema of the payload. */
   readonly payload: unknown
-  /** Milliseconds; `undefined`: the plugin's. */
+  /** Milliseconds for one attempt. `undefined` stands for the plugin's `timeout`. */
   readonly timeout: number | undefined
-  /** `undefined`: the plugin's. */
+  /** The outcomes of a request for which the task runs. `undefined` stands for the plugin's `when`. */
   readonly when: TaskCondition | undefined
-  /** When a failed attempt starts again; times are milliseconds. */
+  /** Whether and when a failed attempt is followed by another one. Times are milliseconds. */
   readonly retry: {
     readonly attempts: number
     readonly backoff: { readonly type: 'exponential' | 'fixed', readonly delay: number, readonly maxDelay: number }
@@ -103,11 +108,11 @@ export class TaskDefinition<in Payload = never, out Result = unknown> {
 
   /** Seconds for which the record of an ended task is kept. */
   readonly keep: { readonly succeeded: number, readonly failed: number }
-  /** One attempt. */
+  /** Runs one attempt. */
   readonly handler: (payload: never, context: TaskContext) => unknown
-  /** Called once, after the last attempt. */
+  /** Called once, when the task has failed for good after an attempt. */
   readonly onFailed: ((payload: never, error: unknown, context: FailedTaskContext) => void | Promise<void>) | undefined
-  /** Only in the types. @hidden */
+  /** The types of the payload and of the result. This property does not exist at run time. @hidden */
   declare readonly '~types'?: { readonly payload: (payload: Payload) => void, readonly result: Result }
 
   /** @internal */
@@ -121,16 +126,19 @@ export class TaskDefinition<in Payload = never, out Result = unknown> {
     this.when = when
     this.retry = { attempts: retry?.attempts ?? 3, backoff: { type, delay, maxDelay }, when: retry?.when }
     this.keep = { succeeded: keep?.succeeded ?? 3_600, failed: keep?.failed ?? 604_800 }
-    // What was checked stays, whatever becomes of the caller's object; `this` is that object, as in a method of it.
+    // These functions stay as they were checked, whatever becomes of the caller's object. Their `this` is that object, as in its methods.
     const { handler, onFailed } = options
     this.handler = (payload, context) => Reflect.apply(handler, options, [payload, context]) as unknown
     this.onFailed = onFailed === undefined ? undefined : (payload, error, context) => Reflect.apply(onFailed, options, [payload, error, context]) as void | Promise<void>
   }
 
-  /** Milliseconds until the start after so many failures. */
+  /**
+   * Milliseconds between a failure and the next attempt.
+   * @param failures how often the task has failed so far
+   */
   backoffMs (failures: number): number {
     const { type, delay, maxDelay } = this.retry.backoff
-    // Twice 0 is 0, and 0 times Infinity is no number.
+    // A delay of 0 stays 0. The product would be no number where the power is Infinity.
     return Math.min(type === 'fixed' || delay === 0 ? delay : delay * 2 ** (failures - 1), maxDelay)
   }
 }
@@ -141,11 +149,11 @@ markOurs(TaskDefinition.prototype)
 export type AnyTaskDefinition = TaskDefinition<never, unknown>
 
 /**
- * The types of `defineTask`: those of the payload come from its schema.
+ * The types of `defineTask`. The type of the payload comes from its schema.
  * @throws FST_BGT_INVALID_OPTION with the option, what was passed and what is accepted
  */
 export interface DefineTask {
-  /** With a Standard Schema (zod, valibot, arktype, …): `addTask` takes its input, the handler gets its output. */
+  /** With a Standard Schema (zod, valibot, arktype, …). `addTask` takes the schema's input, and the handler gets its output. */
   <S extends StandardSchema, Result>(
     options: { readonly payload: S } & TaskDefinitionOptions<InferOutput<S>, Result>
   ): TaskDefinition<InferInput<S>, Result>
@@ -154,8 +162,8 @@ export interface DefineTask {
     options: { readonly payload: S } & TaskDefinitionOptions<S['static'], Result>
   ): TaskDefinition<S['static'], Result>
   /**
-   * With plain JSON Schema, or none, and a type written by hand. A schema of `typebox` 1.x does not say what its type is: where
-   * none is written either, it would be lost without a word.
+   * With plain JSON Schema or without a schema, and with a type that is written by hand. A schema of `typebox` 1.x does not carry its type,
+   * which would be lost silently. So such a schema is refused unless a type is written.
    */
   <Payload, Result = unknown, Schema extends object = object>(
     options: {
@@ -173,11 +181,11 @@ export interface DefineTask {
 const define = (options: TaskDefinitionOptions<never, unknown>): AnyTaskDefinition => new TaskDefinition(options)
 
 /**
- * Defines a task that has a name: its payload is checked and takes a JSON round trip, it is retried, and it can be moved to
- * an engine. See {@link DefineTask} for the schemas that it takes, and {@link TaskDefinitionOptions} for the rest.
+ * Defines a task that has a name. Its payload is checked and takes a JSON round trip, its failed attempts are retried, and it can be moved
+ * to an engine. See {@link DefineTask} for the schemas, and {@link TaskDefinitionOptions} for the other options.
  * @throws FST_BGT_INVALID_OPTION with the option, what was passed and what is accepted
  */
-// The interface says what the type of each call is; here they are all one.
+// The interface has a type for each kind of call. At run time all calls are the same.
 export const defineTask = Object.assign(define, { withTypeProvider: () => define }) as unknown as DefineTask
 
 const QUEUE_NAME: Rule = {
@@ -219,7 +227,10 @@ function checkDefinition (options: TaskDefinitionOptions<never, unknown> & { rea
   }
 }
 
-/** Some tell only when they are asked; those that do not even then, are refused with the first payload. */
+/**
+ * Whether a schema is asynchronous. Some schemas tell only when they validate something. A schema that does not tell even then is refused
+ * with the first payload.
+ */
 function isAsync (schema: StandardSchema): boolean {
   if ((schema as { async?: unknown }).async === true) return true
   try {

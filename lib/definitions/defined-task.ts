@@ -13,31 +13,31 @@ import { StoredJob, type Envelope } from './envelope.js'
 import { toJobError } from './job-error.js'
 import { resultToJson } from './payload.js'
 
-/** A payload as JSON, or as an engine found it. */
+/** A payload: JSON that was made here, or a value that an engine found. */
 export type JobInput = { readonly text: string } | { readonly found: unknown }
 
-/** Who remembers tasks of definitions, and decides which of several with one key runs. */
+/** The memory of tasks of definitions, which decides which of several tasks with the same key runs. */
 export interface TaskHistory {
   claim: (task: DefinedTask) => boolean
   taskEnded: (task: DefinedTask) => void
 }
 
-/** What a task needs of its app until it has ended: a record keeps no logger. */
+/** What a task needs of its app until it has ended. The record of an ended task holds no logger. */
 export interface TaskSurroundings extends Surroundings {
   readonly history: TaskHistory
 }
 
 const NOTHING = { found: undefined }
 
-/** A task of a definition: its payload, its attempts, and what is known of it. */
+/** A task of a definition, with its payload, its attempts and its record. */
 export class DefinedTask extends BackgroundTask {
   readonly compiled: CompiledDefinition
   readonly envelope: Envelope
   /** Attempts so far. */
   attempt: number
-  /** `performance.now()` before which the task does not start: the clock of the machine may be set meanwhile. */
+  /** The time by `performance.now()` before which the task does not start. Somebody may set the clock of the machine meanwhile. */
   dueAt: number
-  /** `performance.now()` when the task ended. */
+  /** The time by `performance.now()` when the task ended. */
   endedAt: number | undefined
   #result: Json | undefined
   #error: JobError | undefined
@@ -45,7 +45,7 @@ export class DefinedTask extends BackgroundTask {
   #finishedAt: number | undefined
   #surroundings: TaskSurroundings | undefined
   #input: JobInput
-  /** Why the payload was refused: the handler may throw an error of this class, too. */
+  /** The error with which the payload was refused. Its class alone does not tell, because the handler may throw an error of the same class. */
   #refusal: unknown
 
   constructor (compiled: CompiledDefinition, envelope: Envelope, input: JobInput, surroundings: TaskSurroundings, options: AddedOptions) {
@@ -81,7 +81,7 @@ export class DefinedTask extends BackgroundTask {
     return this.dueAt - performance.now()
   }
 
-  /** Whether the task may start: false if another one of its key was first. */
+  /** Whether the task may start. A task may not if another one of its key was first. */
   claim (): boolean {
     // A task that has not ended has surroundings.
     return this.attempt > 0 || this.envelope.key === undefined || (this.#surroundings as TaskSurroundings).history.claim(this)
@@ -93,19 +93,19 @@ export class DefinedTask extends BackgroundTask {
     this.#startedAt = Date.now()
   }
 
-  /** The payload is let go. */
+  /** Ends the task, and lets its payload go. */
   override end (state: TaskState, last?: LastFunction): AsyncResource {
     const call = super.end(state, last)
     this.#finishedAt = Date.now()
     this.endedAt = performance.now()
     this.#input = NOTHING
     this.#surroundings?.history.taskEnded(this)
-    // The lines about a delivery still need its logger, and no record keeps the task.
+    // The log lines about a delivered job still need its logger, and no record keeps such a task.
     if (this.envelope.delivery === undefined) this.#surroundings = undefined
     return call
   }
 
-  /** What becomes of a failed attempt: milliseconds until the next one, or the error with which the task has failed for good. */
+  /** What follows a failed attempt: milliseconds until the next one, or the error with which the task has failed for good. */
   afterFailure (error: unknown): { readonly delayMs: number } | { readonly error: unknown } {
     const { definition } = this.compiled
     const { attempts, when } = definition.retry
@@ -120,24 +120,24 @@ export class DefinedTask extends BackgroundTask {
       }
       return isWorthIt ? { delayMs: definition.backoffMs(this.attempt) } : { error }
     } catch {
-      // What cannot be decided is not tried again.
+      // `retry.when` threw, so nothing says that another attempt is worth it.
       return { error }
     }
   }
 
-  /** The `when` of the task has failed, or no engine has stored it: there is no attempt. */
+  /** The task has failed without an attempt: its `when` threw, or no engine has stored it. */
   neverStarted (error: unknown): { readonly error: unknown } {
     this.#error = toJobError(error)
     return { error }
   }
 
-  /** The call of the definition's `onFailed`, if it has one. */
+  /** A function that calls the definition's `onFailed`. Undefined if there is none, or if the payload was refused. */
   onFailedCall (error: unknown): (() => unknown) | undefined {
     const { definition, read } = this.compiled
     const { onFailed, retry } = definition
     if (onFailed === undefined || this.#isRefused(error)) return undefined
     const input = this.#input
-    // The task has not ended yet, and has both.
+    // The task has not ended yet, so it has its input and its surroundings.
     const surroundings = this.#surroundings as TaskSurroundings
     const context: FailedTaskContext = {
       id: this.id,
@@ -152,21 +152,21 @@ export class DefinedTask extends BackgroundTask {
     try {
       this.#result = resultToJson(result)
     } catch (err) {
-      // The work is done: doing it again would not make its result JSON.
+      // The work is done, and another attempt would not make its result JSON.
       attempt(() => { this.log?.warn({ err, task: { id: this.id, name: this.name } }, 'the result of a background task is not JSON: it is not kept') })
     }
     this.#error = undefined
     this.settle({ kind: 'done', result: this.#result ?? null })
   }
 
-  /** An engine is told what has become of its delivery. */
+  /** Tells the engine that has delivered the task what has become of it. */
   settle (verdict: Verdict): void {
     this.envelope.delivery?.settle(verdict)
   }
 
   /** The job that an engine is to store. */
   toStored (): Job {
-    // What is stored was added here, and is JSON.
+    // A task that is to be stored was added here, so its input is JSON.
     const { text } = this.#input as { readonly text: string }
     return new StoredJob(this.envelope, this.name, text, Math.max(this.waitMs, 0))
   }
@@ -186,13 +186,13 @@ export class DefinedTask extends BackgroundTask {
   }
 
   get #jobState (): JobState {
-    // One that an engine has is not looked for here.
+    // A task that an engine has is not looked for here, so the state is never `enqueued`.
     if (this.state !== 'pending') return this.state as JobState
     if (this.attempt > 0) return 'retrying'
     return this.waitMs > 0 ? 'delayed' : 'pending'
   }
 
-  /** One attempt. */
+  /** Makes one attempt. */
   #callHandler (): unknown {
     const { definition } = this.compiled
     if (this.attempt > definition.retry.attempts) throw new Error('no attempt is left: the process that ran the last one died, or the job was put back by hand')
@@ -200,7 +200,7 @@ export class DefinedTask extends BackgroundTask {
     return definition.handler(this.#read() as never, new AttemptContext(this, this.#surroundings as TaskSurroundings))
   }
 
-  /** @throws FST_BGT_INVALID_PAYLOAD for what an engine found */
+  /** @throws FST_BGT_INVALID_PAYLOAD if the schema refuses what an engine found */
   #read (): unknown {
     try {
       return this.compiled.read(parse(this.#input))
@@ -215,12 +215,12 @@ export class DefinedTask extends BackgroundTask {
   }
 }
 
-/** Each attempt has a payload of its own. */
+/** Each attempt has its own copy of a payload that was added here, because handlers may change it. */
 function parse (input: JobInput): unknown {
   return 'text' in input ? JSON.parse(input.text) : input.found
 }
 
-/** A task as one of a definition; undefined if it is one of a function. */
+/** The task, if it is one of a definition. Undefined for a task of a function. */
 export function asDefined (task: BackgroundTask): DefinedTask | undefined {
   return task instanceof DefinedTask ? task : undefined
 }

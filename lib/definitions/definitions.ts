@@ -3,7 +3,7 @@ import { FST_BGT_DUPLICATE_TASK, FST_BGT_INVALID_OPTION, FST_BGT_UNKNOWN_TASK, P
 import { isInstance } from '../foreign.js'
 import { payloadReader, type PayloadReader, type SchemaCompiler } from './payload.js'
 
-/** A definition of this app, its schema compiled. */
+/** A definition of this app, with its compiled schema. */
 export interface CompiledDefinition {
   readonly definition: AnyTaskDefinition
   readonly read: PayloadReader

@@ -1,6 +1,9 @@
 import type { Job, Json, Verdict } from '../engines/engine.js'
 
-/** Where a job comes from: it was added here, or an engine has delivered it. It is kept with the record, and has no payload. */
+/**
+ * What is known of a job beside its payload: its id, where it comes from, and the delivery of it if an engine has delivered it. The job's
+ * record keeps this.
+ */
 export interface Envelope {
   readonly id: string
   readonly key: string | undefined

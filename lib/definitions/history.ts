@@ -1,24 +1,24 @@
 import { AsyncResource } from 'node:async_hooks'
 import type { DefinedTask, TaskHistory } from './defined-task.js'
 
-/** Ended tasks of definitions that are remembered at most. */
+/** Ended tasks of definitions that are remembered. For a while there may be twice as many. */
 const MAX_ENDED = 1_000
 
-/** Node's timers take no more: the next look is then. */
+/** The most milliseconds that a timer of Node takes. The next look is no later. */
 const MAX_WAIT_MS = 2 ** 31 - 1
 
-/** Milliseconds between two looks, for many records that expire one by one. */
+/** The least milliseconds between two looks, because many records may expire one by one. */
 const MIN_SWEEP_MS = 1_000
 
 /**
- * The tasks of definitions that this process runs, or has run: until their `keep` has passed, of those that have ended the
- * last thousand.
+ * The tasks of definitions that this process runs, or has run. An ended task is remembered until its `keep` has passed, and only while it
+ * is one of the last thousand.
  */
 export class History implements TaskHistory {
   readonly #tasks = new Map<string, DefinedTask>()
   #ended: DefinedTask[] = []
   #timer: NodeJS.Timeout | undefined
-  // The stores of the request whose task has ended have no place in a timer.
+  // The timer does not keep the `AsyncLocalStorage` stores of the request whose task has ended.
   readonly #context = new AsyncResource('BackgroundTasksHistory')
   #nextSweep = Infinity
 
@@ -29,7 +29,10 @@ export class History implements TaskHistory {
     return undefined
   }
 
-  /** A task was added. One that is there already, with the same key, stays: which of them runs is decided by the first to start. */
+  /**
+   * Remembers a task that was added. If a task with the same key is there already, that one stays. The first of them to start decides which
+   * one runs.
+   */
   add (task: DefinedTask): void {
     if (!this.isTaken(task)) this.#tasks.set(task.id, task)
   }
@@ -40,7 +43,7 @@ export class History implements TaskHistory {
     return other !== undefined && other !== task && other.state !== 'skipped' && other.state !== 'abandoned'
   }
 
-  /** A task is about to start: false if another one of its key has. */
+  /** Lets a task that is about to start claim its key. False if another task of this key has started. */
   claim (task: DefinedTask): boolean {
     const other = this.find(task.id)
     if (other !== undefined && this.isTaken(task) && other.attempt > 0) return false
@@ -58,14 +61,14 @@ export class History implements TaskHistory {
     this.#ended.push(task)
     this.#sweepAt(expiresAt)
     if (this.#ended.length <= 2 * MAX_ENDED) return
-    // Half at a time, so that it costs each of them little.
+    // Half of them are dropped together, so that the cost for each task is small.
     for (const old of this.#ended.slice(0, MAX_ENDED)) {
       if (this.#tasks.get(old.id) === old) this.#tasks.delete(old.id)
     }
     this.#ended = this.#ended.slice(MAX_ENDED)
   }
 
-  /** Lets go what has expired, at the first such time; a record can hold a large result. */
+  /** Lets expired records go when the first of them expires, because a record can hold a large result. */
   #sweepAt (expiresAt: number): void {
     if (expiresAt >= this.#nextSweep) return
     this.#nextSweep = expiresAt
@@ -87,7 +90,7 @@ export class History implements TaskHistory {
   }
 }
 
-/** `performance.now()` from which on the record of an ended task is gone. */
+/** The time by `performance.now()` at which the record of a task expires. */
 function expiryOf (task: DefinedTask): number {
   const { endedAt, compiled } = task
   if (endedAt === undefined) return Infinity

@@ -2,7 +2,10 @@ import { types } from 'node:util'
 import type { JobError } from '../engines/engine.js'
 import { readOr } from '../foreign.js'
 
-/** Anything can be thrown: an error of another realm (as Node's own are in jest), one whose getters throw, no error at all. */
+/**
+ * An error as it is stored. Anything can be thrown: an error of another realm (in jest, Node's own errors are), an error whose getters
+ * throw, or no error at all.
+ */
 export function toJobError (error: unknown): JobError {
   const isError = readOr(false, () => error instanceof Error || types.isNativeError(error))
   if (!isError) return { name: 'Error', message: `a ${error === null ? 'null' : typeof error} was thrown` }

@@ -16,12 +16,12 @@ import { check, DELAY, NAME, type Rules } from '../rules.js'
 /** Options of a task of a definition. */
 export interface JobOptions {
   /**
-   * Makes the task's id, so that a repeated call finds what is there: the second one of a key does not run, as long as the
-   * first has a record.
+   * A key that makes the task's id, so that a repeated call finds the first task. A second task with the same key does not run as long as
+   * the first one has a record.
    * @default none
    */
   readonly key?: string | undefined
-  /** Milliseconds before it may start. @default 0 */
+  /** Milliseconds before the task may start. @default 0 */
   readonly delay?: number | undefined
 }
 
@@ -38,7 +38,7 @@ export class Jobs {
   readonly history = new History()
   readonly #definitions: Definitions
   readonly #placement: Placement
-  /** Of jobs that no request of this process has added. */
+  /** The surroundings of jobs that no request of this process has added. */
   readonly #outside: TaskSurroundings
 
   constructor (app: FastifyInstance, definitions: Definitions, placement: Placement) {
@@ -48,7 +48,7 @@ export class Jobs {
   }
 
   /**
-   * A task to be added.
+   * Makes a task that is to be added.
    * @throws FST_BGT_UNKNOWN_TASK, FST_BGT_INVALID_PAYLOAD, FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED
    */
   make (definition: AnyTaskDefinition, payload: unknown, jobOptions: JobOptions | undefined, options: AddedOptions | undefined, request: FastifyRequest | undefined): DefinedTask {
@@ -78,7 +78,7 @@ export class Jobs {
     return task
   }
 
-  /** A task that an engine has delivered; undefined if its definition is not known. */
+  /** Makes the task of a delivery. Undefined if this app does not know its definition. */
   deliver (delivery: Delivery, settle: (verdict: Verdict) => void): DefinedTask | undefined {
     const compiled = this.#definitions.named(delivery.task)
     if (compiled === undefined) return undefined
@@ -109,7 +109,7 @@ export class Jobs {
   }
 }
 
-/** A UUID of the task's name and key (version 8: of its maker's own kind, RFC 9562). */
+/** A UUID that is made from the task's name and key. Its version is 8, whose content RFC 9562 leaves to the maker. */
 export function idOf (name: string, key: string): string {
   const hash = createHash('sha256').update(`${name}\0${key}`).digest()
   hash[6] = (hash.readUInt8(6) & 0x0f) | 0x80

@@ -6,7 +6,7 @@ import { isThenable } from '../foreign.js'
 import { isStandardSchema, reasonOf, type StandardResult, type StandardSchema } from './standard-schema.js'
 
 /**
- * The schema's output for a payload that has been through JSON. It may change what it is given.
+ * Returns the schema's output for a payload that has been through JSON. The payload itself may be changed.
  * @throws FST_BGT_INVALID_PAYLOAD
  */
 export type PayloadReader = (payload: unknown) => unknown
@@ -25,7 +25,8 @@ interface JsonSchemaError {
 type SharedSchemas = Readonly<Record<string, unknown>>
 
 /**
- * Shared schemas may be of another dialect, for the app's own validator: those are compiled that a definition refers to.
+ * Makes the compiler for an app's definitions. Only the shared schemas that a definition refers to are compiled, because others may be of
+ * another dialect, for the app's own validator.
  * @param shared the app's shared schemas, for `$ref`
  */
 export function schemaCompiler (shared: SharedSchemas): SchemaCompiler {
@@ -37,7 +38,10 @@ export function schemaCompiler (shared: SharedSchemas): SchemaCompiler {
   }
 }
 
-/** The shared schemas that a schema refers to, and those that these refer to; all of them if an id is found in none, for it may be inside of one. */
+/**
+ * The shared schemas that a schema refers to, and those that these refer to. If no shared schema has an id that is referred to, the result
+ * is all of them, because the id may be inside one of them.
+ */
 function referredTo (schema: object, shared: SharedSchemas): SharedSchemas {
   const found: Record<string, unknown> = {}
   const seen = new Set<unknown>()
@@ -85,7 +89,7 @@ function jsonSchemaReader (name: string, schema: object, compile: SchemaCompiler
   }
   return payload => {
     if (validate(payload) === true) return payload
-    // Ajv says why.
+    // Ajv has set the errors of a value that is invalid.
     const { instancePath, message, params } = (validate.errors as JsonSchemaError[])[0] as JsonSchemaError
     const extra = params.additionalProperty === undefined ? '' : ` (${String(params.additionalProperty)})`
     throw new FST_BGT_INVALID_PAYLOAD(name, `is invalid: ${instancePath || 'it'} ${message}${extra}`)
@@ -93,7 +97,7 @@ function jsonSchemaReader (name: string, schema: object, compile: SchemaCompiler
 }
 
 /**
- * A payload as JSON. Nothing is `null`, as in an array.
+ * A payload as JSON. `undefined` becomes `null`, as in an array.
  * @throws FST_BGT_INVALID_PAYLOAD for what JSON cannot hold: a BigInt, a cycle, a function
  */
 export function toJson (name: string, payload: unknown): string {
@@ -102,14 +106,14 @@ export function toJson (name: string, payload: unknown): string {
   try {
     text = JSON.stringify(payload)
   } catch (error) {
-    // V8 says where a cycle is, by names of properties.
+    // The further lines of V8's message name the properties of a cycle.
     throw new FST_BGT_INVALID_PAYLOAD(name, `is not JSON: ${error instanceof TypeError ? error.message.replace(/\n[^]*/, '') : 'its toJSON threw'}`)
   }
   if (text === undefined) throw new FST_BGT_INVALID_PAYLOAD(name, `is not JSON: it is a ${typeof payload}`)
   return text
 }
 
-/** The result of a handler as JSON; nothing is `null`. Throws what `JSON.stringify` throws. */
+/** The result of a handler as JSON. `undefined` becomes `null`. Throws what `JSON.stringify` throws. */
 export function resultToJson (result: unknown): Json {
   return JSON.parse(JSON.stringify(result) ?? 'null') as Json
 }

@@ -1,13 +1,10 @@
-/**
- * The interface of https://standardschema.dev, as far as it is used here, so that the published types need no schema
- * library.
- */
+/** The part of https://standardschema.dev that is used here. It is written out, so that the published types need no schema library. */
 export interface StandardSchema<Input = unknown, Output = Input> {
-  /** What a schema library says of its schema. */
+  /** What a schema library tells about its schema. */
   readonly '~standard': {
     readonly version: 1
     readonly vendor: string
-    /** Checks a value, and gives it back as the schema makes it. */
+    /** Checks a value, and returns the schema's output for it. */
     readonly validate: (value: unknown) => StandardResult<Output> | Promise<StandardResult<Output>>
     readonly types?: { readonly input: Input, readonly output: Output } | undefined
   }
@@ -32,8 +29,8 @@ export function isStandardSchema (value: unknown): value is StandardSchema {
 }
 
 /**
- * Where and why, and never what: messages of some libraries quote the value (valibot, arktype), so the reason is made of
- * what the libraries add about the schema.
+ * The path and the reason of an issue, without the value. The messages of some libraries (valibot, arktype) quote the value, so the reason
+ * is made from what the libraries tell about the schema.
  */
 export function reasonOf (issue: StandardIssue = { message: '' }): { path: string, reason: string } {
   const { expected, code, type, kind } = issue as StandardIssue & Partial<Record<'expected' | 'code' | 'type' | 'kind', unknown>>

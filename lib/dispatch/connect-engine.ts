@@ -14,17 +14,17 @@ export interface EngineOptions {
   readonly fallback: 'local' | undefined
 }
 
-/** What an app has of its core, and what it says of its tasks. */
+/** What the link to an engine needs of the app. */
 export interface EngineUser {
   readonly runner: Runner
   readonly jobs: Jobs
   readonly definitions: readonly CompiledDefinition[]
   readonly options: EngineOptions
-  /** Whether a test records tasks: it needs no server. */
+  /** Whether a test records tasks, for which no server is needed. */
   readonly isRecording: () => boolean
 }
 
-/** The app's way to its engine: the link is made now, and started when the app is ready. */
+/** Makes the app's way to its engine. The link is made now, and is started when the app is ready. */
 export function connectEngine (app: FastifyInstance, engine: TaskEngine<unknown>, user: EngineUser): Dispatch {
   const { runner, jobs, definitions, options, isRecording } = user
   const { worker, enqueueTimeout, fallback } = options

@@ -1,19 +1,19 @@
 import { Timer } from '../timers.js'
 
-/** Something that may take so long: whoever does it looks whether it is still wanted. */
+/** The deadline of one operation. Whoever carries out the operation checks whether it is still wanted. */
 export interface Deadline {
-  /** Whether it was done, or given up. */
+  /** Whether the operation has ended, or its time has passed. */
   isOver: boolean
   readonly dueAt: number
   /** Rejects the promise of whoever waits. */
   readonly reject: (error: unknown) => void
-  /** Among the deadlines that wait. */
+  /** The index among the deadlines that wait. */
   index: number
 }
 
 /**
- * Deadlines of one length, with one timer for all. Those that are met leave at once, and the last one takes their place: a
- * list of what is long over made V8 keep the requests with it (measured: 1.3 times the CPU time of a request).
+ * Deadlines of one length, with one timer for all. A deadline that is met leaves the array immediately, and the last one takes its index.
+ * An array of deadlines that were long over made V8 keep the requests with them (measured: 1.3 times the CPU time of a request).
  */
 export class Deadlines {
   readonly #ms: number
@@ -21,13 +21,16 @@ export class Deadlines {
   readonly #waiting: Deadline[] = []
   #timer: Timer | undefined
 
-  /** @param late what is said when the time is up */
+  /** @param late makes the error for when the time is up */
   constructor (ms: number, late: () => Error) {
     this.#ms = ms
     this.#late = late
   }
 
-  /** @param reject called when the time is up */
+  /**
+   * Sets a deadline.
+   * @param reject called when the time is up
+   */
   set (reject: (error: unknown) => void): Deadline {
     const deadline: Deadline = { isOver: false, dueAt: performance.now() + this.#ms, reject, index: this.#waiting.length }
     this.#waiting.push(deadline)
@@ -35,18 +38,18 @@ export class Deadlines {
     return deadline
   }
 
-  /** It was done, or has failed. */
+  /** The operation has ended in time: it was done, or it has failed. */
   met (deadline: Deadline): void {
     if (deadline.isOver) return
     deadline.isOver = true
-    // There is one at least, this one.
+    // The array has at least this deadline.
     const last = this.#waiting.pop() as Deadline
     if (last === deadline) return
     this.#waiting[deadline.index] = last
     last.index = deadline.index
   }
 
-  /** All are up now, and nothing keeps the process alive any more. */
+  /** Ends all deadlines now, so that no timer keeps the process alive. */
   expireAll (): void {
     this.#timer?.clear()
     this.#timer = undefined

@@ -3,12 +3,12 @@ import type { Delivery, Verdict } from '../engines/engine.js'
 import type { Runner } from '../runner/runner.js'
 import { TaskList } from '../tasks/task-list.js'
 
-/** Runs one delivery as a task of the app, and tells what has become of it. Never rejects. */
+/** Runs one delivery as a task of the app. Resolves to what has become of it, and never rejects. */
 export function deliver (runner: Runner, jobs: Jobs, delivery: Delivery): Promise<Verdict> {
   return new Promise(resolve => {
     const task = runner.isClosed ? undefined : jobs.deliver(delivery, resolve)
     if (task === undefined) {
-      // The definition is not known here, or the process is about to end: another process takes the job.
+      // The definition is not known here, or the process is about to end, so another process takes the job.
       resolve({ kind: 'released' })
       return
     }

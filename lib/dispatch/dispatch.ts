@@ -6,10 +6,10 @@ import type { Runner } from '../runner/runner.js'
 import type { TaskList } from '../tasks/task-list.js'
 import type { EngineLink } from './engine-link.js'
 
-/** Stores the tasks of a list in the engine, or runs them here if that fails and the app wants it so. */
+/** Stores the tasks of a list in the engine. If that fails, the tasks run here where the app has `fallback: 'local'`. */
 export class Dispatch {
   readonly link: EngineLink
-  /** Whether what cannot be stored runs here. */
+  /** Whether tasks that cannot be stored run here. */
   readonly fallsBack: boolean
   readonly #runner: Runner
   readonly #history: History
@@ -22,6 +22,7 @@ export class Dispatch {
   }
 
   /**
+   * Stores tasks of a list.
    * @param outcome decides which of the tasks are stored
    * @throws FST_BGT_ENGINE_UNAVAILABLE
    */
@@ -29,7 +30,7 @@ export class Dispatch {
     // A task may have been cancelled.
     const wanted = tasks.filter(task => task.state === 'pending' && this.#runner.skipUnlessWanted(list, task, outcome))
     if (wanted.length === 0) return
-    // They are on the list until they are stored or have failed: the drain sees them.
+    // The tasks stay on the list until they are stored or have failed, so the drain waits for them.
     try {
       await this.link.enqueue(wanted.map(task => task.toStored()))
     } catch (error) {
@@ -46,7 +47,7 @@ export class Dispatch {
     }
   }
 
-  /** Nobody waits: a failure is logged with its task. */
+  /** Stores tasks of a list while nobody waits. A failure is logged with its task. */
   storeUnawaited (list: TaskList, tasks: readonly DefinedTask[], outcome: ExchangeOutcome | undefined): void {
     this.store(list, tasks, outcome).catch(() => {})
   }

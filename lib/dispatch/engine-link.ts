@@ -9,7 +9,7 @@ import { GroupCommit } from './group-commit.js'
 
 /** Milliseconds between two attempts to start an engine. */
 const RESTART_MS = 500
-/** Milliseconds for the last words to an engine at the end of the drain. */
+/** Milliseconds in which the engine tells its server the last verdicts, at the end of the drain. */
 const STOP_MS = 1_000
 
 export interface EngineLinkOptions {
@@ -18,11 +18,14 @@ export interface EngineLinkOptions {
   readonly log: FastifyBaseLogger
   /** Milliseconds for storing, connecting included. */
   readonly enqueueTimeout: number
-  /** Runs what the engine delivers; undefined in a process that only stores. */
+  /** Runs what the engine delivers. Undefined in a process that only stores. */
   readonly run: ((delivery: Delivery) => Promise<Verdict>) | undefined
 }
 
-/** The app's way to its engine, which may be away at any time: what has to be stored waits for it so long, and no longer. */
+/**
+ * The app's link to its engine, whose server may be unavailable at any time. Jobs that are to be stored wait for the engine until
+ * `enqueueTimeout` has passed.
+ */
 export class EngineLink {
   readonly engine: TaskEngine<unknown>
   readonly #options: EngineLinkOptions
@@ -53,7 +56,7 @@ export class EngineLink {
     this.#isReady()
   }
 
-  /** Connects, and goes on trying. Resolves when the engine is there, at the latest after `enqueueTimeout`. */
+  /** Connects, and goes on trying. Resolves when the engine is connected, and at the latest after `enqueueTimeout`. */
   async start (): Promise<void> {
     if (this.#isStopping) return
     this.#connect()
@@ -66,7 +69,7 @@ export class EngineLink {
   }
 
   /**
-   * Few promises, for every request waits for it.
+   * Stores jobs. This makes few promises, because every request with jobs waits for it.
    * @throws FST_BGT_ENGINE_UNAVAILABLE
    */
   enqueue (jobs: readonly Job[], tx?: unknown): Promise<Receipt[]> {
@@ -82,7 +85,7 @@ export class EngineLink {
           resolve(receipts)
         }, failed)
       } catch (error) {
-        // An engine may throw at the call.
+        // An engine may throw instead of returning a promise.
         failed(error)
       }
     })
@@ -101,12 +104,12 @@ export class EngineLink {
 
   /** Takes no further jobs. */
   async pause (): Promise<void> {
-    // It may come up during the drain.
+    // The engine may connect during the drain.
     this.#isPaused = true
     if (this.#isConnected && this.#options.run !== undefined) await this.#quietly('pause', () => this.engine.pause())
   }
 
-  /** Closes the connections, once what runs has told its verdict. */
+  /** Closes the connections, when the verdicts of all running jobs have been reported. */
   async stop (): Promise<void> {
     this.#isStopping = true
     if (this.#starting === undefined) return
@@ -114,12 +117,12 @@ export class EngineLink {
     this.#wakeUp?.()
     const stopped = Promise.resolve(this.#starting).then(() => this.#quietly('stop', () => this.engine.stop({ drainMs: STOP_MS })))
     await within(1.5 * STOP_MS, stopped, () => undefined)
-    // What still waits for it waits in vain.
+    // Whoever still waits for the engine waits in vain.
     this.#deadlines.expireAll()
   }
 
   #enqueue (jobs: readonly Job[], tx: unknown, deadline: Deadline): Promise<Receipt[]> {
-    // What was answered with a 503 is not to be stored when the engine comes back.
+    // Jobs whose request was answered with a 503 must not be stored when the engine comes back.
     if (!this.#isConnected) {
       this.#connect()
       return this.#whenConnected.then(() => deadline.isOver ? [] : this.#store(jobs, tx, deadline))
@@ -140,7 +143,7 @@ export class EngineLink {
     return await this.engine.get(task, id)
   }
 
-  /** Once: at the first use, or when the app is ready. */
+  /** Connects once: at the first use, or when the app is ready. */
   #connect (): void {
     this.#starting ??= this.#keepStarting()
   }
@@ -179,7 +182,7 @@ export class EngineLink {
     })
   }
 
-  /** The same trouble is said once. */
+  /** Logs an error, unless it is the same as the last one. */
   #warn (error: unknown): void {
     const message = messageOf(error)
     if (message === this.#lastError || this.#isStopping) return

@@ -1,7 +1,7 @@
 import type { Deadline } from './deadlines.js'
 import type { Job, Receipt } from '../engines/engine.js'
 
-/** Jobs stored in one call at most, and characters of their payloads: for memory, and for how long a group holds up the next one. */
+/** The most jobs in one call, and the most characters of their payloads. They limit the memory, and how long a group holds up the next one. */
 const MAX_JOBS = 500
 const MAX_TEXT = 4_194_304
 
@@ -13,13 +13,13 @@ interface Member {
 }
 
 /**
- * Stores the jobs of concurrent requests in one call: while one is under way, the next group gathers. A request alone waits for
- * nobody.
+ * Stores the jobs of concurrent requests in one call. While a call is under way, the next group gathers. A single request does not wait for
+ * others.
  */
 export class GroupCommit {
   readonly #store: (jobs: readonly Job[]) => Promise<Receipt[]>
   #waiting: Member[] = []
-  /** Calls under way, the requests in them, and the ids of their jobs. */
+  /** The number of calls under way, the number of requests in them, and the ids of their jobs. */
   #calls = 0
   #requests = 0
   readonly #ids = new Set<string>()
@@ -28,7 +28,7 @@ export class GroupCommit {
     this.#store = store
   }
 
-  /** @param deadline if it is over when their turn comes, they are not stored */
+  /** @param deadline if it is over when their turn comes, the jobs are not stored */
   enqueue (jobs: readonly Job[], deadline: Deadline): Promise<Receipt[]> {
     return new Promise((resolve, reject) => {
       this.#waiting.push({ jobs, deadline, resolve, reject })
@@ -37,8 +37,8 @@ export class GroupCommit {
   }
 
   /**
-   * A second call goes beside the first as soon as it brings as many requests, so that the server is at work while the
-   * replies to the others go out. Smaller groups, or more of them, cost more than they gain.
+   * Starts a call with the next group, if that is worth it. A second call starts beside the first as soon as it brings as many requests, so
+   * that the server is at work while the replies to the others go out. Smaller groups, or more of them, cost more than they gain.
    */
   #next (): void {
     if (this.#calls > 1 || this.#waiting.length < this.#requests) return
@@ -47,8 +47,8 @@ export class GroupCommit {
   }
 
   /**
-   * Those that came first, up to the bound. A job whose id is being stored waits until it is: an id twice in one call may be refused,
-   * and two calls could lock each other out.
+   * Takes the requests that came first, up to the limits. A request waits if the id of one of its jobs is just being stored, because a
+   * server may refuse an id that is in one call twice, and two calls with the same id could lock each other out.
    */
   #takeGroup (): Member[] {
     const group: Member[] = []
@@ -94,7 +94,7 @@ export class GroupCommit {
         for (const { reject } of group) reject(error)
         return
       }
-      // One job that the server refuses is not to fail those of strangers.
+      // A job that the server refuses must not fail the jobs of other requests.
       await Promise.all(group.map(async ({ jobs, deadline, resolve, reject }) => {
         if (!deadline.isOver) await this.#store(jobs).then(resolve, reject)
       }))

@@ -1,71 +1,74 @@
 /**
- * What an engine is: an adapter to an existing durable queue. It speaks to its library and to nothing else; validation,
- * timeouts, retry decisions, log lines, trace headers and the choice of placement are the core's, on both sides.
+ * What an engine is: an adapter to an existing durable queue. An engine speaks to its library and to nothing else. The rest is done by the
+ * core, on both sides: validation, timeouts, retry decisions, log lines, trace headers and the choice of placement.
  */
 import type { FastifyBaseLogger } from 'fastify'
 
-/** What survives a JSON round trip. */
+/** A value that survives a JSON round trip. */
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json }
 
-/** A definition, as far as an engine has to know it: it has one queue. */
+/** What an engine has to know about a definition. Each definition has one queue. */
 export interface TaskSpec {
-  /** Not empty; letters, digits, `-`, `_` and `.` only. */
+  /** The name of the definition: letters, digits, `-`, `_` and `.` only, at least one. */
   readonly name: string
-  /** Starts that a job may have, those whose process died included. At least 1. */
+  /** The most attempts of a job, those whose process died included. At least 1. */
   readonly attempts: number
   /** Milliseconds that one attempt may take, if it is limited. */
   readonly timeout: number | undefined
   /** Seconds for which the record of an ended job is kept. */
   readonly keep: { readonly succeeded: number, readonly failed: number }
-  /** Jobs of it that this process runs at once, when it consumes. At least 1. */
+  /** The most jobs of this definition that the process runs at the same time, when it consumes. At least 1. */
   readonly concurrency: number
 }
 
 /** A job to be stored. */
 export interface Job {
-  /** A UUID, made before. */
+  /** A UUID, made by the core. */
   readonly id: string
   /** The name of its definition. */
   readonly task: string
-  /** The payload, checked, as JSON. */
+  /** The checked payload, as JSON. */
   readonly text: string
-  /** The same, parsed at each read: an engine that stores text has no use for it. */
+  /** The payload as a value, which each read parses anew. An engine that stores text has no use for it. */
   readonly payload: Json
-  /** Milliseconds from now until it may start; 0: at once. */
+  /** Milliseconds from now until the job may start. 0 means immediately. */
   readonly delayMs: number
-  /** Whether a job of this id may be stored already: then that one stays as it is, and the receipt says `duplicate`. */
+  /** Whether a job of this id may be stored already. If there is one, it stays as it is, and the receipt says `duplicate`. */
   readonly keyed: boolean
-  /** Milliseconds since the epoch. */
+  /** When the task was added, in milliseconds since the epoch. */
   readonly enqueuedAt: number
   /** Trace context, and what a subscriber of the `enqueue` channel added. */
   readonly headers: Readonly<Record<string, string>>
-  /** Of the request that added it. */
+  /** The id of the request that added the task. */
   readonly requestId: string | undefined
 }
 
-/** The engine's word that a job is stored. */
+/** The engine's confirmation that a job is stored. */
 export interface Receipt {
-  /** The job's, by which `get` finds it. */
+  /** The id of the job, by which `get` finds it. */
   readonly id: string
-  /** Whether a job of this id was stored before: this one was not stored again. */
+  /** Whether a job of this id was stored before. If so, this one was not stored again. */
   readonly duplicate: boolean
 }
 
-/** One attempt to run a job, in a process that consumes. */
+/** One attempt of a job, in a process that consumes. */
 export interface Delivery {
-  /** The job's. */
+  /** The id of the job. */
   readonly id: string
   /** The name of its definition. */
   readonly task: string
-  /** As it was found: someone else may have written it. */
+  /** The payload as it was found. Somebody else may have written it. */
   readonly payload: unknown
-  /** 1 for the first start. Counts the starts whose process died, and none that was released. */
+  /**
+   * The number of this attempt, 1 for the first. Attempts whose process died count, and attempts that were returned to the engine
+   * (`released`) do not.
+   */
   readonly attempt: number
-  /** Milliseconds since the epoch, if they are known. */
+  /** When the task was added, in milliseconds since the epoch. Undefined if that is not known. */
   readonly enqueuedAt: number | undefined
-  /** Those of the job; empty if it has none. */
+  /** The headers of the job. Empty if it has none. */
   readonly headers: Readonly<Record<string, string>>
-  /** Of the request that added it, if there is one. */
+  /** The id of the request that added the task. Undefined if there is none. */
   readonly requestId: string | undefined
 }
 
@@ -75,16 +78,17 @@ export interface JobError {
   readonly name: string
   /** `error.message`. */
   readonly message: string
-  /** `error.code`, of an error that has one. */
+  /** `error.code`, if the error has one. */
   readonly code?: string
 }
 
 /**
  * What has become of an attempt, and what the engine has to do:
  * - `done`: the job has succeeded; its result is kept.
- * - `retry`: the attempt failed; it is to start again after `delayMs`.
+ * - `retry`: the attempt has failed; the next one is to start after `delayMs`.
  * - `failed`: the job has failed for good, whatever attempts are left.
- * - `released`: the process is stopping; another one starts it again at once, and this start does not count.
+ * - `released`: the job is returned to the engine, because the process is stopping; another process starts it again immediately, and this
+ *   attempt does not count.
  */
 export type Verdict =
   | { readonly kind: 'done', readonly result: Json }
@@ -93,6 +97,7 @@ export type Verdict =
   | { readonly kind: 'released' }
 
 /**
+ * The state of a task in its record:
  * - `pending`: waits for its turn
  * - `delayed`: its `delay` is not over
  * - `running`: an attempt has started
@@ -102,33 +107,36 @@ export type Verdict =
  */
 export type JobState = 'pending' | 'delayed' | 'running' | 'retrying' | 'succeeded' | 'failed' | 'skipped' | 'abandoned'
 
-/** A task read back. Times are ISO 8601, so that a response schema with `format: 'date-time'` fits. */
+/** A task read back. Times are ISO 8601, so that they fit a response schema with `format: 'date-time'`. */
 export interface JobRecord {
-  /** The task's. */
+  /** The id of the task. */
   readonly id: string
   /** The name of its definition. */
   readonly name: string
-  /** What has become of it so far. */
+  /** What has become of the task so far. */
   readonly state: JobState
-  /** Starts so far; 0 while it waits for the first. */
+  /** Attempts so far. 0 while the task waits for the first. */
   readonly attempt: number
-  /** When it was added or stored. */
+  /** When the task was added or stored. */
   readonly enqueuedAt: string
-  /** When its last attempt started. */
+  /** When the last attempt started. */
   readonly startedAt?: string
-  /** When it ended. */
+  /** When the task ended. */
   readonly finishedAt?: string
-  /** The error of the last attempt, of a job that is `failed` or `retrying`. */
+  /** The error of the last attempt, if the task is `failed` or `retrying`. */
   readonly error?: JobError
-  /** What the handler returned, of a job that has `succeeded`. */
+  /** What the handler returned, if the task has `succeeded`. */
   readonly result?: Json
 }
 
-/** What an engine tells of itself. */
+/** How an engine reports what happens outside its calls. */
 export interface EngineEvents {
-  /** The app's. */
+  /** The app's logger. */
   readonly log: FastifyBaseLogger
-  /** Something failed outside any call: a lost connection, a fetch. Logged once per outage; no values are passed on. */
+  /**
+   * Reports what failed outside any call, such as a lost connection or a fetch. An outage is logged once. Only the message is logged, and
+   * it must not quote values.
+   */
   readonly error: (error: Error) => void
 }
 
@@ -137,45 +145,45 @@ export interface EngineEvents {
  * @typeParam Tx what `enqueue(…, { tx })` accepts; `never` without transactions
  */
 export interface TaskEngine<Tx = never> {
-  /** For log lines and errors. */
+  /** The name of the engine, for log lines and errors. */
   readonly name: string
 
-  /** What it can do. The rest is refused before it is asked: `FST_BGT_UNSUPPORTED`. */
+  /** What the engine can do. The core refuses everything else, with `FST_BGT_UNSUPPORTED`, before it calls the engine. */
   readonly supports: { readonly delay: boolean, readonly key: boolean, readonly tx: boolean, readonly get: boolean }
 
   /** Whether jobs of concurrent requests are better stored together, in one call. */
   readonly groups: boolean
 
   /**
-   * Connects and declares one queue per definition, also where they exist with other settings. Rejects when that is not
-   * possible now, having let go all that it took; it is then called again, until it resolves. Later losses of the
-   * connection are the engine's to mend, without end.
+   * Connects and declares one queue per definition, even if the queue exists with other settings. Rejects when that is not possible now,
+   * after letting go everything that it took. The core then calls it again, until it resolves. After that the engine itself restores lost
+   * connections, without end.
    */
   start (tasks: readonly TaskSpec[], events: EngineEvents): Promise<void>
 
   /**
-   * Stores jobs, of any of the definitions: all of them or, if it rejects, perhaps some. Resolves once they are stored,
-   * receipts in the order of the jobs. No id is in it twice. Rejects within seconds when the server cannot be reached.
-   * Called only after `start` has resolved, until `stop`.
+   * Stores jobs of any of the definitions. Resolves when all of them are stored, with receipts in the order of the jobs. If it rejects,
+   * some may have been stored. No id is among the jobs twice. Rejects within seconds when the server cannot be reached. The core calls this
+   * only after `start` has resolved, and before `stop`.
    */
   enqueue (jobs: readonly Job[], options?: { readonly tx?: Tx }): Promise<Receipt[]>
 
   /**
-   * Runs jobs, of each definition `concurrency` at once, from now. `run` never rejects. A job whose process dies starts
-   * again elsewhere, within 15 s by default, with a higher `attempt`; `run` decides when those are used up, so no job may
-   * end without its word.
+   * Runs jobs from now on, of each definition up to `concurrency` at the same time. `run` never rejects. A job whose process died starts
+   * again in another one, within 15 s by default, with a higher `attempt`. `run` decides when the attempts are used up, so no job may end
+   * without its verdict.
    */
   consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void>
 
-  /** Takes no further jobs. What runs goes on, and jobs can still be stored. */
+  /** Takes no further jobs. Running jobs go on, and jobs can still be stored. */
   pause (): Promise<void>
 
-  /** Reads a job back; undefined if there is none, or its record was not kept. */
+  /** Reads a job back. Resolves to undefined if there is none, or its record was not kept. */
   get (task: string, id: string): Promise<JobRecord | undefined>
 
   /**
-   * Waits until what is running has its verdict and the server knows it, at most `drainMs`, then closes every connection.
-   * Resolves also when it was never started, or the server is gone.
+   * Waits until all running jobs have their verdict and the server knows it, `drainMs` milliseconds at most. Then it closes every
+   * connection. Resolves also when the engine was never started, or the server is gone.
    */
   stop (options: { readonly drainMs: number }): Promise<void>
 }

@@ -1,13 +1,13 @@
 /**
- * One HTTP request and its response, from the first task to its one end. An exchange has ended when it is settled (the handler's side is
- * done) and over (the socket's side is done), whichever comes last. What tells:
+ * An exchange is one HTTP request and its response, from the first task to its one end. The exchange has ended when it is settled (the
+ * handler's side is done) and over (the socket's side is done), whichever comes last. These events tell:
  * - settled: the last `onSend` hook, whichever way the reply took there; an error in an `onSend` hook; a raw response that somebody has
- *   ended, or a hijacked reply; and the handler's promise, for one that ends with `undefined` after an abort, when Fastify sends nothing.
- * - over: `close` of the raw response. It follows the last byte handed to the socket, an abort, a reset and a timeout, and no other plugin
- *   can skip it. Where it does not come, its stand-ins do: see `#watchResponse`.
+ *   ended, or a hijacked reply; a handler that ends with `undefined` after an abort, when Fastify sends nothing.
+ * - over: `close` of the raw response, which follows the last byte handed to the socket, an abort, a reset and a timeout. No other plugin
+ *   can skip `close`. Where it does not come, other events take its place: see `#watchResponse`.
  * - failed: the `onError` hook.
  *
- * A miss costs time and no task: an aborted exchange of which nothing more is heard ends after {@link SILENCE_MS}.
+ * A missed event costs time and no task: an aborted exchange of which nothing more is heard ends after {@link SILENCE_MS}.
  */
 import { types } from 'node:util'
 import type { FastifyReply, FastifyRequest } from 'fastify'
@@ -22,38 +22,38 @@ import { onUpgradeAnswer } from './upgrade.js'
 import { joinSocket, leaveSocket } from './waiting-turn.js'
 import { watchResponse, type ResponseListener } from './watched-response.js'
 
-/** On a reply: its exchange. */
+/** The property of a reply that holds its exchange. */
 export const kExchange = Symbol('fastify-background-tasks.exchange')
 
-/** In a plugin registered before this one the decoration of its replies can be absent. */
+/** A reply with its exchange. In a plugin registered before this one the decoration can be absent. */
 export interface ExchangeReply extends WatchedReply {
   [kExchange]?: Exchange | null
 }
 
-/** Who is told that an exchange has ended: the task list of its request. */
+/** Who is told of an exchange: the tasks of its request. */
 export interface ExchangeListener {
-  /** Its exchange, before that can end. */
+  /** The exchange is there. This is called before the exchange can end. */
   exchangeOpened: (exchange: Exchange) => void
   exchangeEnded: () => void
   /** The reply will not pass `onSend`. */
   replyHijacked: () => void
   /**
-   * The reply is about to go out: what it promises is stored first, if there is anything.
-   * @throws what is to be sent in its place
+   * Stores what the reply promises, before the reply goes out. Undefined if there is nothing to store.
+   * @throws what is to be sent in place of the reply
    */
   storeBeforeReply: () => Promise<void> | undefined
 }
 
 /**
- * Milliseconds after an abort, or after the handler's own end, for which a sign is waited for: a callback handler that never calls back, a
- * proxy that drops its answer, a middleware that never goes on.
+ * Milliseconds that an event is waited for, after an abort or the handler's own end. A callback handler may never call back, a proxy may
+ * drop its answer, and a middleware may never go on.
  */
 const SILENCE_MS = 10_000
 
-/** Milliseconds between two looks at what no event tells: a raw response ended after its connection was lost, a closed HTTP/2 stream with unread data. */
+/** Milliseconds between two checks for what no event tells: the raw response of a lost connection ends, or an HTTP/2 stream closes. */
 const CHECK_MS = 1_000
 
-// Tests put clocks of their own in the place of timers: exchanges end all the same.
+// The timers of Node. Tests may put clocks of their own in their place, and exchanges end all the same.
 const { setTimeout, clearTimeout } = globalThis
 
 export class Exchange implements ResponseListener {
@@ -64,14 +64,14 @@ export class Exchange implements ResponseListener {
   /** The reply, once a hook has shown it. */
   reply: ExchangeReply | undefined
   before: ResponseListener | undefined
-  /** `hijack` of the reply, as it was found. */
+  /** The reply's own `hijack`, before it was wrapped. */
   hijack: FastifyReply['hijack'] | undefined
   /** Whether a failure is being handled: from `onError` until the error handler's reply enters `onSend`. */
   isHandlingFailure = false
   readonly #hasLastHook: (request: FastifyRequest, reply: WatchedReply) => boolean
   #isOver = false
   #isSettled = false
-  /** Whether the reply is in its `onSend` hooks, or has passed them; not while a failure of one is handled. */
+  /** Whether the reply has entered its `onSend` hooks. False while a failure of one of them is handled. */
   #isSending = false
   #hasSendFailed = false
   #isFollowingHandler = false
@@ -104,7 +104,7 @@ export class Exchange implements ResponseListener {
    */
   requestClosed (): void {
     const { headers } = this.request.raw
-    // A request whose body somebody has read is closed, too, whatever becomes of its response.
+    // The `close` of a request whose body somebody has read tells nothing about its response.
     if (this.reply !== undefined || headers['transfer-encoding'] !== undefined || Number(headers['content-length'] ?? 0) > 0) return
     const { stream } = this.request.raw as { stream?: RawResponse['stream'] }
     const isAnswered = stream === undefined ? socketOf(this.request)?.destroyed !== true : stream.rstCode === 0 && !stream.aborted
@@ -144,7 +144,7 @@ export class Exchange implements ResponseListener {
     this.isHandlingFailure = true
     const wasSending = this.#isSending
     this.#isSending = false
-    // It was an `onSend` hook's, or that of what was sent. The error's own reply may fail there again, and reach no last hook, or no hook at all.
+    // An `onSend` hook has failed, or the payload. The error's own reply may fail there too, and reach no last hook or no hook at all.
     if (!wasSending) return
     this.#hasSendFailed = true
     if (!isFirst) this.settle()
@@ -156,14 +156,14 @@ export class Exchange implements ResponseListener {
     this.#advance()
   }
 
-  /** Nobody will answer: the reply is somebody else's now. */
+  /** The reply was hijacked: Fastify will not send it. */
   hijacked (): void {
     this.#isSettled = true
     this.listener.replyHijacked()
     this.#advance()
   }
 
-  /** An upgrade is answered on the bare socket. */
+  /** Watches the bare socket of an upgrade for its answer. */
   watchUpgrade (): void {
     const socket = this.reply?.raw.socket ?? socketOf(this.request)
     if (socket == null) return
@@ -191,7 +191,7 @@ export class Exchange implements ResponseListener {
     return { statusCode, failed: true, error: failureOf(reply), aborted }
   }
 
-  /** The promise that the handler has returned, if it is one that can be asked. */
+  /** The promise that the handler has returned, if it is a native one. */
   get handling (): Promise<unknown> | undefined {
     const returned = this.reply === undefined ? undefined : returnedBy(this.reply)
     return isNativePromise(returned) ? returned : undefined
@@ -207,18 +207,18 @@ export class Exchange implements ResponseListener {
     return this.#isSettled || this.reply?.sent === true || this.#isAnsweredByHand || this.#hasPassedOnSend
   }
 
-  /** Somebody has written to the raw response, as an SSE handler or a middleware does, and no promise tells when they are done. */
+  /** Whether somebody has written to the raw response, as an SSE handler or a middleware does, and no promise tells when they are done. */
   get #isAnsweredByHand (): boolean {
     const { reply } = this
     return reply !== undefined && !this.#isAnswering && returnedBy(reply) === undefined && hasHeaders(reply.raw)
   }
 
-  /** Fastify has the answer, or an error handler makes it: `onSend` tells when that has settled. */
+  /** Whether Fastify has the answer, or an error handler makes it. `onSend` tells when that has settled. */
   get #isAnswering (): boolean {
     return this.#isSending || this.isHandlingFailure
   }
 
-  /** A route without the last hook (not-found handlers, routes declared before this plugin): its own hooks behind ours are not seen. */
+  /** Whether the reply has passed the hooks that we see, on a route without our last hook (see `hasLastHook` in watch.ts). */
   get #hasPassedOnSend (): boolean {
     return this.#isSending && this.reply !== undefined && !this.#hasLastHook(this.request, this.reply)
   }
@@ -231,7 +231,7 @@ export class Exchange implements ResponseListener {
   #end (): void {
     this.#stopTimer()
     this.outcome = this.currentOutcome()
-    // Nothing that the handler returned is held for the tasks.
+    // The tasks must not hold what the handler has returned.
     if (this.reply !== undefined) letReturnedGo(this.reply)
     this.listener.exchangeEnded()
   }
@@ -258,13 +258,13 @@ export class Exchange implements ResponseListener {
     }
     handling.then(value => {
       if ((value === undefined || value === reply) && !this.#isAnswering) this.settle()
-      // Anything else reaches `onSend`, unless somebody swallows it. So does a rejection.
+      // Any other value reaches `onSend`, unless somebody swallows it. A rejection does, too.
       else ended()
     }, ended)
     this.#stopTimer()
   }
 
-  /** Nothing that happens from now on may tell; but somebody may end the raw response, which is seen then. */
+  /** Starts to wait for a limited time. There may be no further event, but a raw response that somebody ends is seen. */
   #startSilence (leftMs = SILENCE_MS): void {
     if (this.outcome !== undefined) return
     this.#timer ??= setTimeout(() => {

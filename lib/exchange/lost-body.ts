@@ -10,8 +10,9 @@ interface BodyWaiter {
 }
 
 /**
- * A body that an abort cuts off before Fastify reads it neither ends nor fails, so that neither the handler nor `onSend` is ever called
- * (`rawBody` in Fastify's content-type-parser.js): that wait begins with `resume`.
+ * Tells an exchange of a body that will never come. A body that an abort cuts off before Fastify reads it neither ends nor fails, so that
+ * neither the handler nor `onSend` is ever called (`rawBody` in Fastify's content-type-parser.js). Fastify begins to wait for a body with
+ * `resume`, so that call is watched.
  */
 export function watchBody (exchange: BodyWaiter): void {
   const { raw } = exchange.request
@@ -30,8 +31,8 @@ export function watchBody (exchange: BodyWaiter): void {
     watchResume()
     return
   }
-  // Node itself resumes an HTTP/2 request whose response closes first. One that is closing now emits no second `close`.
-  // A stand-in for a request has no events.
+  // Node itself resumes an HTTP/2 request whose response closes first, so the watch begins after that. A request that is closing now emits
+  // no second `close`. A stand-in for a request has no events.
   raw.once?.('close', watchResume)
   setImmediate(watchResume)
 }

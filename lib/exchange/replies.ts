@@ -9,9 +9,9 @@ const kFailure = Symbol('fastify-background-tasks.failure')
 const kHandlingFailure = Symbol('fastify-background-tasks.handling-failure')
 
 export interface WatchedReply extends FastifyReply {
-  /** What the handler returned, or where it is; absent until it is called. */
+  /** What the handler returned, or that it still runs. Absent until the handler is called. */
   [kReturned]?: unknown
-  /** The reply has entered, and has passed, the `onSend` hooks: at which time, as seen from the client. */
+  /** Whether the client was there when the reply entered the `onSend` hooks, and below, when it passed the last of them. */
   [kSending]?: Moment
   [kSettled]?: Moment
   [kFailure]?: unknown
@@ -24,7 +24,7 @@ type Moment = typeof CLIENT_THERE | typeof CLIENT_GONE
 
 const STILL_RUNS = Symbol('fastify-background-tasks.still-runs')
 const NOTHING = Symbol('fastify-background-tasks.nothing')
-// `undefined` can be thrown too, and is not to be mistaken for no failure.
+// `undefined` can be thrown too, and must not be mistaken for no failure.
 const THREW_UNDEFINED = Symbol('fastify-background-tasks.threw-undefined')
 
 const momentOf = (reply: WatchedReply): Moment => isGone(reply.raw, reply.request) ? CLIENT_GONE : CLIENT_THERE
@@ -53,7 +53,7 @@ export function isAfterAbort (reply: WatchedReply): boolean {
   return reply[kSending] === CLIENT_GONE || reply[kSettled] === CLIENT_GONE
 }
 
-/** An error was thrown or sent. The first one stays. */
+/** Notes that an error was thrown or sent. The first error stays. */
 export function noteFailure (reply: WatchedReply, error: unknown): void {
   reply[kFailure] ??= error === undefined ? THREW_UNDEFINED : error
   reply[kHandlingFailure] = true
@@ -90,7 +90,7 @@ export function returnedBy (reply: WatchedReply): unknown {
   return returned === NOTHING || returned === STILL_RUNS ? undefined : returned
 }
 
-/** Nothing that the handler has returned is held for the tasks. */
+/** Lets go what the handler has returned, so that the tasks do not hold it. */
 export function letReturnedGo (reply: WatchedReply): void {
   if (reply[kReturned] !== undefined) reply[kReturned] = NOTHING
 }

@@ -1,4 +1,4 @@
-/** Upgraded connections: Node says nothing when one is answered, for whoever answers writes to the bare socket. */
+/** Upgraded connections. Node emits nothing when an upgrade is answered, because whoever answers writes to the bare socket. */
 import type { Socket } from 'node:net'
 import type { FastifyRequest } from 'fastify'
 
@@ -10,13 +10,13 @@ export function isUpgrade (request: FastifyRequest): boolean {
 }
 
 /**
- * The first bytes on the socket of an upgrade tell whether it was accepted, and `end` whether `ws` itself refused it. Any other status
- * that is written comes with the events of its response.
+ * Calls back when an upgrade is answered. The first bytes on its socket tell whether it was accepted, and a call of `end` tells whether
+ * `ws` itself has refused it. Any other status that is written comes with the events of its response.
  */
 export function onUpgradeAnswer (socket: Socket, answered: (status: number) => void): void {
   const { write, end } = socket
   const watch = <Method extends typeof write | typeof end>(method: Method, tells: RegExp): Method => {
-    // What Node's types cannot say: the arguments and result of whichever overload the caller used.
+    // Node's types cannot express this: the arguments and the result are those of whichever overload the caller used.
     return ((...args: unknown[]) => {
       socket.write = write
       socket.end = end

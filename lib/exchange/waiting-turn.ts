@@ -1,6 +1,6 @@
 /**
- * Pipelined responses that wait for their turn emit no `close` when their connection is lost: its socket's tells. One listener for each
- * socket, whatever many wait.
+ * Pipelined responses that wait for their turn. Such a response emits no `close` when its connection is lost, so the `close` of the socket
+ * tells. Each socket has one listener, however many responses wait.
  */
 import type { Socket } from 'node:net'
 

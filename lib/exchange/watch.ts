@@ -1,6 +1,6 @@
 /**
- * Fastify's hooks, as they tell of an exchange. All are official ones, and callback hooks: a request that uses no tasks pays for a few
- * property writes, and for no promise and no closure.
+ * The hooks of Fastify that tell of an exchange. All of them are official and callback hooks, so a request that uses no tasks pays for a
+ * few property writes, and for no promise and no closure.
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import { isToBeRetried, RETRY_AFTER } from '../errors.js'
@@ -13,16 +13,16 @@ import { isUpgrade } from './upgrade.js'
 
 const kReply = Symbol('fastify-background-tasks.reply')
 const kEarly = Symbol('fastify-background-tasks.early')
-/** In a route's `config`: whether the last of its `onSend` hooks is ours. */
+/** The property of a route's `config` that tells whether the last of its `onSend` hooks is ours. */
 const kHasLastHook = Symbol('fastify-background-tasks.has-last-hook')
 
 interface WatchedRequest extends FastifyRequest {
   [kReply]?: ExchangeReply | null
-  /** Opened before our `onRequest` hook has shown the reply. */
+  /** The exchange, if it was opened before our `onRequest` hook has shown the reply. */
   [kEarly]?: Exchange
 }
 
-/** Of requests that somebody had frozen before we saw them. */
+/** What is noted of a request that somebody had frozen before we saw it. */
 interface Kept {
   reply?: ExchangeReply
   early?: Exchange
@@ -37,7 +37,7 @@ export function exchangeOf (request: WatchedRequest): Exchange | null | undefine
   return kept?.reply?.[kExchange] ?? request[kEarly] ?? kept?.early
 }
 
-/** Opens the exchange of a request that has none. One that is over by now may end right away. */
+/** Opens the exchange of a request that has none. An exchange that is over already may end immediately. */
 export function openExchange (request: WatchedRequest, listener: ExchangeListener): Exchange {
   const exchange = new Exchange(request, listener, hasLastHook)
   listener.exchangeOpened(exchange)
@@ -61,16 +61,17 @@ export function openExchange (request: WatchedRequest, listener: ExchangeListene
  * @param open makes the exchange of a request that has none yet
  */
 export function watchExchanges (app: FastifyInstance, open: (request: FastifyRequest) => void): void {
-  // Part of the hidden class of every request and reply. Further ones are not declared: Fastify's loop over them costs more than a write.
+  // These two become part of the hidden class of every request and reply. Other properties are not declared, because Fastify's loop over
+  // them costs more than a write.
   app.decorateRequest(kReply, null)
   app.decorateReply(kExchange, null)
 
   app.addHook('onRoute', backgroundTasksOnRoute)
   for (const instance of instancesOf(app)) {
     instance.addHook('onRequest', function backgroundTasksOnRequest (request, reply, done) {
-      attachReply(request, reply)
+      noteReply(request, reply)
       if (isUpgrade(request)) {
-        // Whoever upgrades the connection adds tasks later, when nothing tells any more that it was.
+        // Whoever upgrades the connection adds tasks later, when nothing tells any more that there was an upgrade.
         open(request)
         exchangeOf(request)?.watchUpgrade()
       }
@@ -81,8 +82,8 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
   }
 }
 
-/** The first hook that is given the reply may be any of them: a hook before ours can reply itself. */
-function attachReply (request: WatchedRequest, reply: ExchangeReply): void {
+/** Notes the reply of a request. Any of our hooks may be the first that is given the reply, because a hook before ours can reply itself. */
+function noteReply (request: WatchedRequest, reply: ExchangeReply): void {
   if (request[kReply] === reply) return
   try {
     request[kReply] = reply
@@ -93,7 +94,10 @@ function attachReply (request: WatchedRequest, reply: ExchangeReply): void {
   if (early !== undefined) watchReply(early, reply)
 }
 
-/** `hijack` is watched on this one reply: it refines the moment, and a miss costs only time. */
+/**
+ * Gives an exchange its reply, and wraps the `hijack` of this one reply. Where that is not possible, the exchange ends later, and no task
+ * is lost.
+ */
 function watchReply (exchange: Exchange, reply: ExchangeReply): void {
   exchange.hijack = reply.hijack
   try {
@@ -109,15 +113,22 @@ function hijackWatched (this: ExchangeReply): FastifyReply {
   return this
 }
 
+/**
+ * Whether a reply's route has the last hook. Not-found handlers, and routes declared before this plugin, have not: their own hooks that come
+ * after ours are not seen.
+ */
 function hasLastHook (request: FastifyRequest, reply: ExchangeReply): boolean {
   return isHandled(reply) || (request.routeOptions.config as { [kHasLastHook]?: boolean } | undefined)?.[kHasLastHook] === true
 }
 
 type Done = (error?: Error) => void
 
-/** Comes before the app's and the route's own hooks that were added later; on most routes {@link backgroundTasksLastOnSend} comes after them all. */
+/**
+ * This hook comes before the app's and the route's own hooks that were added later. On most routes {@link backgroundTasksLastOnSend} comes
+ * after them all.
+ */
 function backgroundTasksOnSend (request: FastifyRequest, reply: ExchangeReply, payload: unknown, done: Done): void {
-  attachReply(request, reply)
+  noteReply(request, reply)
   const exchange = reply[kExchange]
   if (exchange == null) {
     noteSending(reply)
@@ -139,7 +150,7 @@ function backgroundTasksLastOnSend (_request: FastifyRequest, reply: ExchangeRep
   done()
 }
 
-/** What the reply promises is stored when no other hook can fail any more. */
+/** Stores what the reply promises when no other hook can fail any more, and lets the reply go out. */
 function lastOfAll (exchange: Exchange, reply: ExchangeReply, payload: unknown, done: Done): void {
   // Fastify is about to refuse it, and its error comes this way again.
   if (!canBeSent(payload)) {
@@ -147,7 +158,7 @@ function lastOfAll (exchange: Exchange, reply: ExchangeReply, payload: unknown, 
     return
   }
   const { handling } = exchange
-  // An `onError` hook of another plugin, before ours, that failed itself.
+  // The `onError` hook of another plugin, before ours, may have failed itself, so that ours was not called.
   const isUnsure = handling !== undefined && reply.statusCode >= 400 && !hasFailed(reply)
   const wait = isUnsure
     ? Promise.race([handling, undefined])
@@ -168,7 +179,8 @@ function lastOfAll (exchange: Exchange, reply: ExchangeReply, payload: unknown, 
       try {
         done()
       } catch (error) {
-        // What Fastify then sends may be refused. It guards that itself in a synchronous hook, and after a promise since 5.11 only.
+        // Fastify may throw while it sends the reply. Fastify catches that itself in a synchronous hook, and after a promise only since
+        // 5.11.
         done(error as Error)
       }
     }, error => {
@@ -195,7 +207,7 @@ function canBeSent (payload: unknown): boolean {
   })
 }
 
-/** What other hooks have said of a payload that will not be sent, such as its encoding, is not true of the error. */
+/** Headers that other hooks have set for a payload that will not be sent, such as its encoding. They do not fit the error. */
 const OF_THE_PAYLOAD = ['content-encoding', 'content-range', 'content-length', 'etag', 'last-modified', 'cache-control', 'expires']
 
 function withdraw (reply: FastifyReply, payload: unknown): void {
@@ -211,13 +223,13 @@ function withdraw (reply: FastifyReply, payload: unknown): void {
   })
 }
 
-/** An error handler may have left out the headers of the error. */
+/** Sets `Retry-After`, which an error handler may have left out. */
 function sayWhenToRetry (reply: FastifyReply, error: unknown): void {
   if (isToBeRetried(error) && reply.statusCode === 503 && !reply.hasHeader('retry-after')) reply.header('retry-after', RETRY_AFTER)
 }
 
 function backgroundTasksOnError (request: FastifyRequest, reply: ExchangeReply, error: unknown, done: () => void): void {
-  attachReply(request, reply)
+  noteReply(request, reply)
   failed(reply, error)
   done()
 }
@@ -236,17 +248,17 @@ function backgroundTasksOnRoute (this: FastifyInstance, route: RouteOptions & { 
   route.config = { ...route.config, [kHasLastHook]: true } as object
   const putLast = (): void => { route.onSend = [...[route.onSend ?? []].flat().filter(hook => hook !== backgroundTasksLastOnSend), backgroundTasksLastOnSend] as never }
   putLast()
-  // Behind the hooks that `onRoute` hooks of other plugins add, too: Fastify reads them when all plugins are loaded.
+  // Our hook also has to come after the hooks that `onRoute` hooks of other plugins add. Fastify reads them when all plugins are loaded.
   this.after(putLast)
-  // The handlers of @fastify/websocket take other arguments. A HEAD route comes with its GET's handler.
+  // The handlers of @fastify/websocket take other arguments. A HEAD route has the handler of its GET route, which is watched already.
   if (route.websocket === true || route.wsHandler !== undefined || watched.has(route.handler as Handler)) return
   route.handler = watchHandler(route.handler as Handler)
 }
 
-/** What belongs to the function itself. */
+/** Properties that each function has of its own, and that are not copied. */
 const OF_ANY_FUNCTION: ReadonlySet<PropertyKey> = new Set(['prototype', 'arguments', 'caller'])
 
-/** The handler, with a look at what it returns: after an abort nothing else may tell that it has ended. */
+/** Wraps a handler, to see what it returns: after an abort nothing else may tell that the handler has ended. */
 function watchHandler (handler: Handler): Handler {
   function watchedHandler (this: FastifyInstance, request: FastifyRequest, reply: ExchangeReply): unknown {
     let returned: unknown
@@ -262,13 +274,13 @@ function watchHandler (handler: Handler): Handler {
       noteReturned(reply, returned)
       return returned
     }
-    // A thenable may be lazy: Fastify is given a promise, so that nobody calls its `then` twice.
+    // A thenable may be lazy, so Fastify is given a promise, and nobody calls `then` twice.
     const adopted = returned === undefined || returned === reply || isNativePromise(returned) ? returned : promiseOf(returned) ?? returned
     exchange.returned(reply, adopted)
     return adopted
   }
 
-  // Guards read what was put on a handler, tracers and documentation its name.
+  // Guards read properties that were put on a handler, and tracers and documentation read its name.
   for (const key of Reflect.ownKeys(handler)) {
     const property = Object.getOwnPropertyDescriptor(handler, key)
     if (property !== undefined && !OF_ANY_FUNCTION.has(key)) attempt(() => { Object.defineProperty(watchedHandler, key, property) })

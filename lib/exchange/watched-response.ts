@@ -6,7 +6,7 @@ import { isUpgrade } from './upgrade.js'
 /** An exchange that is told of its raw response. */
 export interface ResponseListener {
   readonly request: FastifyRequest
-  /** Fastify may have made several requests of one raw response (`app.routing`): the listener before. */
+  /** The listener that was there before. Fastify may have made several requests of one raw response (`app.routing`). */
   before: ResponseListener | undefined
   /** @param complete whether the last byte was handed to the socket */
   closed: (complete: boolean) => void
@@ -21,13 +21,13 @@ export function watchResponse (raw: RawResponse, listener: ResponseListener): vo
   raw[kListener] = listener
   if (listener.before !== undefined) return
   raw.on('close', onClose)
-  // A client that closes its HTTP/2 stream with NO_ERROR: `close` may never come.
+  // When a client closes its HTTP/2 stream with NO_ERROR, `close` may never come.
   raw.stream?.on('aborted', () => { onClose.call(raw) })
-  // Nobody detaches a refused upgrade's response from its socket, so its `close` waits for the connection's.
+  // Nobody detaches the response of a refused upgrade from its socket, so its `close` waits for that of the connection.
   if (endsAtFinish(raw) || isUpgrade(listener.request)) raw.on('finish', onFinish)
 }
 
-/** Shared, because a closure for each response costs 9 % of an empty request. */
+/** One listener for all responses, because a closure for each response costs 9 % of an empty request. */
 function onClose (this: RawResponse): void {
   for (let listener = this[kListener]; listener !== undefined; listener = listener.before) {
     listener.closed(isComplete(this, listener.request))

@@ -6,7 +6,7 @@ import type { AddedOptions, TaskCondition } from '../tasks/task-options.js'
 
 /** Decides which tasks run for an outcome. */
 export class Conditions {
-  /** What `register` said. */
+  /** The option `when` of `register`. */
   readonly #own: TaskCondition | undefined
   readonly #default: TaskCondition
 
@@ -30,7 +30,7 @@ export class Conditions {
     return answer ? undefined : 'its `when` returned false'
   }
 
-  /** What was added while a failure was handled runs by default, and the nearest `when` decides. */
+  /** The condition of a task. The nearest `when` decides. Without any, a task that was added while a failure was handled always runs. */
   of ({ when, isForFailure }: AddedOptions): TaskCondition {
     return when ?? (isForFailure === true && this.#own === undefined ? 'always' : this.#default)
   }

@@ -2,15 +2,16 @@ import type { BackgroundTask } from '../tasks/background-task.js'
 import type { JobError } from '../engines/engine.js'
 import { toJobError } from '../definitions/job-error.js'
 
-/** Failures kept at most. */
+/** The most failures that are kept. */
 const MAX_FAILURES = 100
 
-/** Gives the error, as it was thrown if it is still there. */
+/** Returns the error as it was thrown, or a new one if that was garbage-collected. */
 type Failure = () => unknown
 
 /**
- * What tasks threw since `idle()` returned last. An error can hold a whole response: it is held only while somebody waits. Else it is left to
- * the garbage collector, and what `idle({ rejectOnFailure: true })` rejects with then is an error of the same name and message.
+ * What tasks threw since `idle()` returned last. An error can hold a whole response, so errors are held only while somebody waits.
+ * Otherwise the garbage collector may take an error. Then `idle({ rejectOnFailure: true })` rejects with a new error of the same name and
+ * code, which quotes the message.
  */
 export class Failures {
   #failures: Failure[] = []
@@ -20,7 +21,7 @@ export class Failures {
     if (this.#failures.length < MAX_FAILURES) this.#failures.push(this.#waiting > 0 ? held(error) : remembered(task.name, error))
   }
 
-  /** Somebody waits for failures, until the function returned is called. */
+  /** Holds the failures themselves, because somebody waits for them, until the function that this returns is called. */
   hold (): () => void {
     this.#waiting++
     this.#failures = this.#failures.map(failure => held(failure()))
@@ -43,7 +44,7 @@ function remembered (task: string, error: unknown): Failure {
   return weakly(new WeakRef(error), task, toJobError(error))
 }
 
-/** A function of its own: closures of one call hold what any of them needs, the error among it. */
+/** A function apart, because all closures of one call hold whatever one of them needs, which would be the error. */
 function weakly (ref: WeakRef<object>, task: string, { name, message, code }: JobError): Failure {
   return () => ref.deref() ?? Object.assign(new Error(`the background task "${task}" failed: ${message}`), { name, ...code !== undefined && { code } })
 }

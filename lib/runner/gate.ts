@@ -1,10 +1,13 @@
 import type { BackgroundTask } from '../tasks/background-task.js'
 import type { TaskList } from '../tasks/task-list.js'
 
-/** What stands before the turns of lists: a test records tasks in place of running them. */
+/** A gate that each list passes before its turn. With it, a test records tasks instead of running them. */
 export interface Gate {
-  /** A list is ready to run. @returns whether it is kept until it is resumed */
+  /**
+   * Called with a list that is ready to run.
+   * @returns whether the list is kept until it is resumed
+   */
   keep: (list: TaskList) => boolean
-  /** Whether the task waits for no delay and no backoff. */
+  /** Whether the task starts without waiting for its delay or its backoff. */
   skipsDelays: (task: BackgroundTask) => boolean
 }

@@ -1,4 +1,7 @@
-/** Cleanups that run after the drain: one that adds itself again would never end, and no deadline follows. */
+/**
+ * Cleanups that run after the drain. They may add no further cleanup, because a cleanup that adds itself again would never end, and no
+ * deadline follows.
+ */
 import { AsyncLocalStorage } from 'node:async_hooks'
 import type { BackgroundTask } from '../tasks/background-task.js'
 import type { TaskList } from '../tasks/task-list.js'

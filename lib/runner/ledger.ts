@@ -19,26 +19,26 @@ export interface TaskStats {
   readonly failed: number
   readonly skipped: number
   readonly abandoned: number
-  /** Stored in the engine by this process; what becomes of them there is not counted. */
+  /** Tasks that this process has stored in the engine. What becomes of them there is not counted. */
   readonly enqueued: number
-  /** Milliseconds since the pending task that has waited longest was added; 0 when nothing is pending. */
+  /** Milliseconds since the pending task that has waited longest was added. 0 when nothing is pending. */
   readonly oldestPendingMs: number
 }
 
-/** What becomes of each task: its one change of state at a time, with its count and its channel. */
+/** Carries out each change of a task's state, with its count and its message on a channel. */
 export class Ledger {
   readonly #counts = { pending: 0, running: 0, succeeded: 0, failed: 0, skipped: 0, abandoned: 0, enqueued: 0 }
   readonly #maxPending: number
   readonly #clock = new TurnClock()
   readonly lastFunction = new LastFunction()
-  /** For `idle({ rejectOnFailure: true })`. */
+  /** The failures for `idle({ rejectOnFailure: true })`. */
   readonly failures = new Failures()
 
   constructor (maxPending: number) {
     this.#maxPending = maxPending
   }
 
-  /** Tasks that have not finished. */
+  /** The number of tasks that have not finished. */
   get unfinished (): number {
     return this.#counts.pending + this.#counts.running
   }
@@ -55,7 +55,7 @@ export class Ledger {
   }
 
   added (list: TaskList, task: BackgroundTask): void {
-    // A list of one task, the usual one, has no use for the clock of the turn.
+    // Most lists have one task, and no use for the clock of the turn.
     task.addedAt = list.unfinished === 0 ? performance.now() : this.#clock.now()
     list.taskAdded()
     this.#counts.pending++
@@ -78,7 +78,7 @@ export class Ledger {
   /** @returns the task's context, in which its failure is to be reported */
   failed (list: TaskList, task: BackgroundTask, error: unknown): AsyncResource {
     list.taskEnded()
-    // One whose `when` threw has not started.
+    // A task whose `when` threw has not started.
     this.#counts[task.state === 'running' ? 'running' : 'pending']--
     this.#counts.failed++
     this.failures.add(task, error)
@@ -94,7 +94,7 @@ export class Ledger {
     task.resetForRetry()
   }
 
-  /** An engine has the task, and this process has it no longer. */
+  /** An engine has stored the task, and this process does not have it any longer. */
   enqueued (list: TaskList, task: BackgroundTask): void {
     list.taskEnded()
     this.#counts.pending--
@@ -103,7 +103,7 @@ export class Ledger {
     if (enqueuedChannel.hasSubscribers) publish(enqueuedChannel, messageOf(list, task))
   }
 
-  /** A job was stored that was on no list. */
+  /** A job that is on no list was stored. */
   enqueuedAlone (task: BackgroundTask): void {
     this.#counts.enqueued++
     task.end('enqueued')
@@ -121,7 +121,7 @@ export class Ledger {
     list.taskEnded()
     this.#counts.pending--
     this.#counts.skipped++
-    // One that was cancelled has ended already.
+    // A task that was cancelled has ended already.
     if (task.state === 'pending') task.end('skipped')
     if (skippedChannel.hasSubscribers) publish(skippedChannel, { ...messageOf(list, task), reason })
     attempt(() => {
@@ -138,7 +138,7 @@ export class Ledger {
     publish(abandonedChannel, { ...messageOf(list, task), ageMs: performance.now() - task.addedAt })
   }
 
-  /** A task that comes after the drain. */
+  /** A task was added after the drain. */
   refused (list: TaskList, task: BackgroundTask): void {
     this.added(list, task)
     this.abandoned(list, task)
@@ -148,7 +148,7 @@ export class Ledger {
     })
   }
 
-  /** A cleanup that a cleanup has added after the drain. */
+  /** A cleanup has added another one after the drain. */
   cleanupRefused (list: TaskList, cleanup: BackgroundTask): void {
     cleanup.end('abandoned')
     attempt(() => {
@@ -161,7 +161,7 @@ export function messageOf (list: TaskList, task: BackgroundTask): TaskAddedMessa
   return list.request === undefined ? { task } : { task, request: list.request }
 }
 
-// Pino tells; of other loggers it is not known, so they get the line.
+// Pino tells whether it logs at this level. Other loggers may not tell, so they get the line.
 function isDebug (log: FastifyBaseLogger & { isLevelEnabled?: (level: string) => boolean }): boolean {
   return log.isLevelEnabled?.('debug') ?? true
 }

@@ -4,7 +4,7 @@ import type { BackgroundTask } from '../tasks/background-task.js'
 import type { TaskList } from '../tasks/task-list.js'
 import type { RunnerOptions } from './runner-options.js'
 
-/** Says that a task has failed: in the log, to `onError`, and to the definition's `onFailed`. None of them can stop the list. */
+/** Reports that a task has failed: in the log, to `onError`, and to the definition's `onFailed`. None of them can stop the list. */
 export class Reports {
   readonly #onError: RunnerOptions['onError']
 
@@ -13,8 +13,9 @@ export class Reports {
   }
 
   /**
+   * Reports a failure.
    * @param timeout milliseconds for which the list waits, for `onError` and then for `onFailed`
-   * @param onFailed calls the definition's
+   * @param onFailed calls the definition's `onFailed`
    * @returns what the list waits for
    */
   failed (list: TaskList, task: BackgroundTask, error: unknown, timeout: number | undefined, onFailed?: () => unknown): Promise<void> | undefined {

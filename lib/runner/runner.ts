@@ -42,7 +42,7 @@ export class Runner implements ListOwner {
     this.#turns = new Turns(options.concurrency, list => { this.#takeTurn(list) })
   }
 
-  /** Whether the drain is over: what is added now is abandoned. */
+  /** Whether the drain is over. A task that is added now is abandoned. */
   get isClosed (): boolean {
     return this.#isClosed
   }
@@ -51,7 +51,7 @@ export class Runner implements ListOwner {
   get signal (): AbortSignal {
     if (this.#controller === undefined) {
       this.#controller = new AbortController()
-      // All lists share it: Node 20 warns of the eleventh listener.
+      // All lists share this signal, and Node 20 warns of the eleventh listener.
       setMaxListeners(0, this.#controller.signal)
     }
     return this.#controller.signal
@@ -72,7 +72,7 @@ export class Runner implements ListOwner {
     this.resume(list)
   }
 
-  /** A task that an engine has delivered was put on the list. It has waited before. */
+  /** A task that an engine has delivered was put on the list. The task has waited in the engine already. */
   taskDelivered (list: TaskList, task: BackgroundTask): void {
     this.ledger.added(list, task)
     this.open.add(list)
@@ -119,7 +119,7 @@ export class Runner implements ListOwner {
     while (this.open.size > 0) await new Promise<void>(resolve => { this.onListDone(resolve) })
   }
 
-  /** Calls back once, when a list has no work any more, or rests. */
+  /** Calls back once, when a list has no work any more, or only tasks that wait for their time. */
   onListDone (notify: () => void): void {
     this.#watchers.push(notify)
   }
@@ -131,8 +131,8 @@ export class Runner implements ListOwner {
   }
 
   /**
-   * Cuts off what is left of all lists, and tells their signals and cleanups. A task is `abandoned` then, or `enqueued`: what an
-   * engine had delivered is returned to it.
+   * Cuts off all tasks that are left, aborts their signals, and starts the cleanups. A task of this process is `abandoned` then. A task
+   * that an engine has delivered is returned to the engine, and is `enqueued`.
    */
   abandonAll (): CutOff[] {
     this.close()
@@ -144,7 +144,7 @@ export class Runner implements ListOwner {
       if (list.phase === 'waiting') this.#leave(list)
       else this.#finish(list)
     }
-    // All is noted: listeners and cleanups may do what they want, and find nothing left to be cancelled.
+    // Everything is noted by now. Listeners and cleanups may do what they want, and find no task left to cancel.
     void this.signal
     this.#controller?.abort(reason)
     for (const { task } of cutOff) task.abort(reason)
@@ -191,7 +191,10 @@ export class Runner implements ListOwner {
     if (wait !== undefined) void this.#follow(list, wait)
   }
 
-  /** Runs tasks until one has to be waited for, which it returns, or the list has ended, or the turn is over. */
+  /**
+   * Runs tasks until one has to be waited for, the list has ended, or the turn is over.
+   * @returns what has to be waited for
+   */
   #advance (list: TaskList): Promise<unknown> | undefined {
     for (;;) {
       const task = list.next()
@@ -214,7 +217,7 @@ export class Runner implements ListOwner {
       list.becomeIdle()
       this.ledger.lastFunction.forget()
       this.#turns.releaseSeat(list)
-      // The drain does not wait for what comes after its deadline.
+      // This wakes the drain, which does not wait for tasks whose time comes after its deadline.
       this.#notify()
       return undefined
     }
@@ -224,7 +227,7 @@ export class Runner implements ListOwner {
     return undefined
   }
 
-  /** Goes on after a promise: a task's, or that of an `onError`. */
+  /** Goes on with a list after a promise: that of a task, or that of an `onError`. */
   async #follow (list: TaskList, first: Promise<unknown>): Promise<void> {
     const { epoch } = list
     let wait: Promise<unknown> | undefined = first
@@ -258,7 +261,7 @@ export class Runner implements ListOwner {
     }
   }
 
-  /** A fault of ours while the end of a task is noted costs no other task, and no other list. */
+  /** Logs a fault of this package that happened while the end of a task was noted. The fault must not cost any other task or list. */
   #fault (list: TaskList, err: unknown): void {
     list.doneWithTask()
     attempt(() => { list.log.error({ err }, 'the end of a background task could not be noted') })
@@ -268,7 +271,7 @@ export class Runner implements ListOwner {
   #taskLeft (list: TaskList, task: BackgroundTask): void {
     list.forget(task)
     if (list.phase === 'waiting' && !list.hasWork) this.#leave(list)
-    // It may have been the last one that the cleanups waited for.
+    // The task may have been the last one that the cleanups waited for.
     else if (list.phase === 'idle' && list.index !== -1) this.#turns.queue(list)
   }
 

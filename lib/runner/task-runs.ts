@@ -23,7 +23,7 @@ export class TaskRuns {
   readonly #delay: Delay
   readonly #conditions: Conditions
   readonly #reports: Reports
-  /** Whether every task is watched: for its time, or for being slow. */
+  /** Whether every task is watched, because `timeout` or `slowTask` is set. */
   readonly #watchesAll: boolean
   #afterDrain = false
 
@@ -41,7 +41,10 @@ export class TaskRuns {
     this.#afterDrain = true
   }
 
-  /** @returns what has to be waited for before the list goes on: the task's promise, or that of an `onError` */
+  /**
+   * Runs one attempt of a task.
+   * @returns what has to be waited for before the list goes on: the promise of the task, or of an `onError`
+   */
   run (list: TaskList, task: BackgroundTask): Promise<unknown> | undefined {
     list.prepare(false)
     let result: unknown
@@ -57,13 +60,16 @@ export class TaskRuns {
     } catch (error) {
       return this.failed(list, task, error)
     }
-    // Noting the end is apart from the call: an error of ours is not the task's.
+    // The end is noted outside the `try`, because an error of this package is not the task's.
     if (promise !== undefined) return promise
     this.succeeded(list, task, result)
     return undefined
   }
 
-  /** @returns what has to be waited for before the list goes on */
+  /**
+   * Runs a cleanup.
+   * @returns what has to be waited for before the list goes on
+   */
   runCleanup (list: TaskList, cleanup: BackgroundTask): Promise<unknown> | undefined {
     list.prepare(true)
     let promise: Promise<unknown> | undefined
@@ -80,7 +86,7 @@ export class TaskRuns {
     return undefined
   }
 
-  /** At the deadline of the drain the cleanup is started, and not waited for. */
+  /** Starts a cleanup at the deadline of the drain, and does not wait for it. */
   startCleanup (list: TaskList, cleanup: BackgroundTask): void {
     const failed = (error: unknown): void => { void this.#reports.failed(list, cleanup, error, undefined) }
     try {
@@ -103,7 +109,7 @@ export class TaskRuns {
   }
 
   failed (list: TaskList, task: BackgroundTask, error: unknown): Promise<void> | undefined {
-    // Its `when` has cancelled the task, and has thrown then.
+    // The task's `when` has cancelled the task, and then thrown.
     if (task.state === 'skipped') return undefined
     list.doneWithTask()
     endTrace(list, 'error', error)
@@ -114,7 +120,7 @@ export class TaskRuns {
       this.#retry(list, defined, error, next.delayMs)
       return undefined
     }
-    // A function has no delay.
+    // Only a task of a definition has a delay before another attempt, and that case has returned.
     const { error: reason } = next as { error: unknown }
     if (this.#options.stopOnError && !list.isCleaning) list.stop()
     const onFailed = task.state === 'running' ? defined?.onFailedCall(reason) : undefined
@@ -124,14 +130,14 @@ export class TaskRuns {
     return defined === undefined ? reported : settleAfter(reported, defined, reason)
   }
 
-  /** No engine has taken the task. */
+  /** No engine has stored the task. */
   notStored (list: TaskList, task: BackgroundTask, error: unknown): void {
     asDefined(task)?.neverStarted(error)
     const context = this.#ledger.failed(list, task, error)
     void context.runInAsyncScope(() => this.#reports.failed(list, task, error, undefined))
   }
 
-  /** A task that the drain has cut off ended after all. */
+  /** A task has ended after the drain, or its timeout, had cut it off. */
   late (list: TaskList, task: BackgroundTask | undefined): void {
     if (task === undefined) return
     attempt(() => { list.log.debug({ task: task.toBindings() }, 'background task ended after it was cut off') })
@@ -149,18 +155,18 @@ export class TaskRuns {
       if (reason === undefined) return true
       this.#skip(list, task, reason)
     } catch (error) {
-      // Another task of the list may be running: nothing of the list is touched.
+      // Another task of the list may be running, so the state of the list is not touched.
       if (task.state === 'pending') this.notStored(list, task, error)
     }
     return false
   }
 
   #skip (list: TaskList, task: BackgroundTask, reason: string): undefined {
-    // What was cancelled has been counted.
+    // A task that was cancelled has been counted already.
     if (task.state === 'pending') this.#ledger.skipped(list, task, reason)
   }
 
-  /** Whether the task starts now. A task of a definition may have to wait for its time, or another one of its key was first. */
+  /** Whether the task starts now. A task of a definition may have to wait for its time, and is skipped if another one of its key was first. */
   #mayStart (list: TaskList, task: BackgroundTask): boolean {
     const defined = asDefined(task)
     if (defined === undefined) return true
@@ -245,7 +251,10 @@ export class TaskRuns {
   }
 }
 
-/** An engine is told of a failure after `onFailed`: should the process die before, both happen again. */
+/**
+ * Tells an engine of a failure when `onFailed` has ended. If the process dies before that, another process calls `onFailed` again, and
+ * tells the engine.
+ */
 function settleAfter (reported: Promise<void> | undefined, task: DefinedTask, error: unknown): Promise<void> | undefined {
   const settle = (): void => { task.settle({ kind: 'failed', error: toJobError(error) }) }
   if (reported !== undefined) return reported.then(settle)
@@ -253,7 +262,7 @@ function settleAfter (reported: Promise<void> | undefined, task: DefinedTask, er
   return undefined
 }
 
-/** The trace of a task that was waited for ends with it. */
+/** Ends the trace of a task that was waited for. */
 function endTrace (list: TaskList, key: 'result' | 'error', value: unknown): void {
   const trace = list.takeTrace()
   if (trace === undefined) return

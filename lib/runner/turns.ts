@@ -2,22 +2,26 @@ import { AsyncResource } from 'node:async_hooks'
 import { Queue } from '../queue.js'
 import type { TaskList } from '../tasks/task-list.js'
 
-/** Tests put clocks of their own in the place of timers: tasks go on all the same. */
+/** The `setImmediate` of Node. Tests may put a clock of their own in its place, and tasks go on all the same. */
 const nextTurn = setImmediate
 /** Milliseconds of one turn of the event loop that tasks may use before everything else has its chance. */
 const TURN_MS = 4
-/** Tasks this short are not timed one by one, but so many at a time: reading the clock costs as much as they do. */
+/**
+ * Milliseconds below which a task is short. Short tasks are timed in groups of `SHORT_RUN`, because reading the clock costs as much as one
+ * of them.
+ */
 const SHORT_MS = 0.05
 const SHORT_RUN = 8
 
 /**
- * When lists go on: each needs a seat (`concurrency`), and shares a turn of the event loop with the others that are
- * ready, the first first. Lists that become ready in the same turn share one `setImmediate`.
+ * Decides when lists go on. Each list needs a seat, of which `concurrency` is the number. Lists that are ready share a turn of the event
+ * loop, in the order in which they became ready. Lists that become ready in the same turn share one `setImmediate`.
  */
 export class Turns {
   readonly #advance: (list: TaskList) => void
   readonly #turn = (): void => { this.#takeTurn() }
-  // A turn serves many requests: the stores of the one that asked for it have no place there, nor would they ever be let go.
+  // A turn serves many requests, so it must not see the `AsyncLocalStorage` stores of the one that asked for it, and would never let them
+  // go.
   readonly #context = new AsyncResource('BackgroundTasksTurn')
   #seats: number
   /** Lists that wait for a seat. */
@@ -35,7 +39,7 @@ export class Turns {
     this.#advance = advance
   }
 
-  /** The list has work. */
+  /** Queues a list that has work. */
   queue (list: TaskList): void {
     list.becomeQueued()
     if (this.#seat(list)) this.#schedule(list)
@@ -43,8 +47,8 @@ export class Turns {
   }
 
   /**
-   * As `queue`, but the first list of a turn of the event loop, with none before it, runs immediately. Those after it do not: what comes
-   * together and runs together answers together.
+   * Queues a list as `queue` does, except that the first list of a turn of the event loop runs immediately if none waits before it. The
+   * lists after it wait for the next turn, so that jobs that arrive together run together, and their verdicts leave together.
    */
   start (list: TaskList): void {
     list.becomeQueued()
@@ -56,23 +60,23 @@ export class Turns {
       this.#scheduled = true
       this.#begin()
       this.#advance(list)
-      // Scheduled afterwards: the handler has no use for the turn, and that of an idle worker takes a few µs.
+      // The next turn is scheduled after the call, because the handler does not need it, and in an idle worker it takes a few µs.
       this.#callTurn()
     }
   }
 
-  /** The list has no work left: the next one that waits for a seat has it. */
+  /** Frees the seat of a list that has no work left. The next list that waits for a seat takes it. */
   releaseSeat (list: TaskList): void {
     if (!list.hasSeat) return
     list.leaveSeat()
     this.#seats++
-    // One may have been abandoned meanwhile.
+    // Lists that wait for a seat may have been abandoned meanwhile.
     let next = this.#seatless.shift()
     while (next !== undefined && next.phase !== 'queued') next = this.#seatless.shift()
     if (next !== undefined) this.queue(next)
   }
 
-  /** Whether other work should have its chance. */
+  /** Whether this turn has used up its time, so that other work has its chance. */
   turnIsOver (): boolean {
     if (--this.#credits > 0) return false
     const now = performance.now()
@@ -119,7 +123,7 @@ export class Turns {
         for (const list of lists.slice(i).concat(later)) this.#schedule(list)
         return
       }
-      // It may have been abandoned meanwhile.
+      // The list may have been abandoned meanwhile.
       const list = lists[i] as TaskList
       if (list.phase === 'queued') this.#advance(list)
     }

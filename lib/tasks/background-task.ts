@@ -9,23 +9,24 @@ import type { OverloadedArgs, OverloadedFunction, TaskFunction } from './task-fu
 import type { AddedOptions } from './task-options.js'
 
 /**
- * - `pending`: waits for its exchange to end, or for its turn
+ * What has become of a task:
+ * - `pending`: waits for its exchange to end, for its turn, or for its next attempt
  * - `running`: has started
- * - `succeeded`, `failed`: has run
- * - `skipped`: its `when` did not hold, a failure before it stopped the list, or it was cancelled
- * - `abandoned`: cut off by the deadline of the drain, or added after it
- * - `enqueued`: stored in an engine
+ * - `succeeded`, `failed`: has ended
+ * - `skipped`: its `when` did not hold, a failure before it stopped the list, another task of its key was first, or it was cancelled
+ * - `abandoned`: cut off by the deadline of a shutdown, or added after it
+ * - `enqueued`: stored in an engine, or returned to it; the job's own state there is in the record that `get` reads
  */
 export type TaskState = 'pending' | 'running' | 'succeeded' | 'failed' | 'skipped' | 'abandoned' | 'enqueued'
 
-/** In the place of a function, for {@link BackgroundTask.of}. */
+/** A placeholder in the place of a function, for {@link BackgroundTask.of}. */
 const checkedAlready = (): void => {}
 
-/** What a log line says of a task: never its arguments. */
+/** What a log line tells of a task. The arguments are never part of it. */
 export interface TaskBindings {
   readonly id: string
   readonly name: string
-  /** Of a task of a definition. */
+  /** The number of the attempt. Only a task of a definition has one. */
   readonly attempt?: number
 }
 
@@ -42,24 +43,26 @@ class TaskCall extends AsyncResource {
   }
 }
 
-/** The list that a task is on, as the task knows it. */
+/** The list that a task is on, as far as the task knows it. */
 export interface TaskOwner {
   taskCancelled: (task: BackgroundTask) => void
 }
 
 /**
- * A function with its arguments, and what became of it. `addTask` makes and returns one; one made by hand is added with
+ * A function with its arguments, and what has become of it. `addTask` makes and returns a task. A task that is made by hand is added with
  * `addTask(task)`, or run with `run()`.
  */
 export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFunction = TaskFunction> {
   #state: TaskState = 'pending'
-  /** Until the task has ended. */
+  /** The function and what belongs to it, until the task has ended. */
   #call: TaskCall | undefined
   #name: string | undefined
   #id: string | undefined
-  /** The controller of the signal, if that was asked for; or why the signal would have aborted. */
+  /**
+   * The controller of the signal, if somebody has read the signal. Otherwise the reason why the signal would have aborted, if there is one.
+   */
   #signal: AbortController | { readonly reason: unknown } | undefined
-  /** @internal What `with()` and the definition said; none after the end. */
+  /** @internal The options of `with()` and of the definition. Undefined after the end. */
   options: AddedOptions | undefined
   /** @internal `performance.now()` of the `addTask` call. */
   addedAt = 0
@@ -76,31 +79,31 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     this.#call = new TaskCall(fn, args)
   }
 
-  /** @internal A function that was checked, with an array of arguments that nobody else has: `addTask` makes no second one. */
+  /** @internal Makes a task of a function that was checked. The task keeps the array of arguments, which nobody else may have. */
   static of (fn: TaskFunction, args: unknown[]): BackgroundTask {
     const task = new BackgroundTask(checkedAlready)
     task.#call = new TaskCall(fn, args)
     return task
   }
 
-  /** A UUID; of a definition's task with a `key`, always the same one for that key. */
+  /** A UUID. A task of a definition that has a `key` always has the same one for that key. */
   get id (): string {
     this.#id ??= randomUUID()
     return this.#id
   }
 
-  /** The definition's name; of a function the one given by `with()`, else its own, else `'anonymous'`. */
+  /** The name of the definition. For a function, the name that `with()` gave, else the function's own, else `'anonymous'`. */
   get name (): string {
     this.#name ??= this.options?.name ?? nameOf(this.#call?.fn)
     return this.#name
   }
 
-  /** What has become of it so far. */
+  /** What has become of the task so far. */
   get state (): TaskState {
     return this.#state
   }
 
-  /** For a reply or a log: never its arguments. */
+  /** What a reply or a log may tell of the task. The arguments are never part of it. */
   toJSON (): { id: string, name: string, state: TaskState } {
     const { id, name, state } = this
     return { id, name, state }
@@ -122,13 +125,13 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     return `BackgroundTask ${inspect(this.toJSON())}`
   }
 
-  /** @internal Those of its function. */
+  /** @internal The arguments of its function. */
   get args (): readonly unknown[] {
-    // Asked for when it is added.
+    // This is read when the task is added, and a task that has not ended has its call.
     return (this.#call as TaskCall).args
   }
 
-  /** Aborts at the task's timeout, with `FST_BGT_TIMEOUT` as reason, and at the deadline of the drain. Made on first read. */
+  /** Aborts at the task's timeout, with `FST_BGT_TIMEOUT` as reason, and at the deadline of a shutdown. The signal is made on first read. */
   get signal (): AbortSignal {
     const known = this.#signal
     if (known instanceof AbortController) return known.signal
@@ -138,7 +141,10 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     return controller.signal
   }
 
-  /** Skips the task while it is pending. False, and nothing happens, once it has started or ended. */
+  /**
+   * Skips the task if it is pending.
+   * @returns whether the task was skipped; a task that has started or ended is not
+   */
   cancel (): boolean {
     if (this.#state !== 'pending') return false
     const owner = this.#call?.owner
@@ -149,7 +155,7 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
 
   /**
    * Runs the task by hand, outside any list. Rejects with the task's error.
-   * @throws FST_BGT_INVALID_TASK if it is on a list, or was run before
+   * @throws FST_BGT_INVALID_TASK if the task is on a list, or was run or cancelled before
    */
   async run (): Promise<void> {
     if (this.#call?.owner !== undefined || this.#state !== 'pending') throw notFree('run', this)
@@ -171,9 +177,9 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     if (options !== undefined) this.options = options
   }
 
-  /** @internal A task made elsewhere sees the `AsyncLocalStorage` stores of its `addTask` call. */
+  /** @internal Gives a task that was made elsewhere the `AsyncLocalStorage` stores of its `addTask` call. */
   captureContext (): void {
-    // One that can be added has them.
+    // A task that can be added has its call.
     const { fn, args, owner } = this.#call as TaskCall
     this.#call = new TaskCall(fn, args)
     this.#call.owner = owner
@@ -184,24 +190,24 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     this.#state = 'running'
   }
 
-  /** @internal The next attempt has its own signal. */
+  /** @internal Makes the task pending again. The next attempt has its own signal. */
   resetForRetry (): void {
     this.#state = 'pending'
     this.#signal = undefined
   }
 
   /**
-   * Calls the function in the task's context. What it returns is a stranger's: see {@link promiseOf}.
+   * Calls the function in the task's context. What the function returns is somebody else's value, see {@link promiseOf}.
    * @internal
-   * @param around is given the call, and makes it
+   * @param around is given a function that makes the call, and has to call it
    */
   start (around?: (call: () => unknown) => unknown): unknown {
-    // A task that has not ended has one, and its arguments fit its function: its constructor is typed so.
+    // A task that has not ended has its call. The arguments fit the function, because the types of the constructor say so.
     const call = this.#call as TaskCall
     const fn = call.fn as (...args: unknown[]) => unknown
     const { args } = call
     if (around !== undefined) return call.runInAsyncScope(around, undefined, () => fn(...args))
-    // The usual task, without a spread.
+    // Most tasks have one argument, and need no spread.
     if (args.length === 1) return call.runInAsyncScope(fn, undefined, args[0])
     return call.runInAsyncScope(fn, undefined, ...args)
   }
@@ -215,38 +221,38 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     const { then } = result as { then?: unknown }
     if (isNative(then)) return result as Promise<unknown>
     if (typeof then !== 'function') return undefined
-    // A lazy thenable, such as a query builder, starts its work in its `then`: in the task's context, too.
+    // A lazy thenable, such as a query builder, starts its work in its `then`, which therefore runs in the task's context too.
     return (this.#call as TaskCall).runInAsyncScope(adopt, undefined, result, then)
   }
 
   /**
-   * Ends the task: whoever still holds it holds neither its function and arguments, nor its list and context.
+   * Ends the task. After that it holds neither its function and arguments, nor its list and context.
    * @internal
-   * @returns the context that was the task's, for what is still to be said about it
+   * @returns the context that the task had, in which its end is reported
    */
   end (state: TaskState, last?: LastFunction): AsyncResource {
-    // It ends once, and has it until then.
+    // A task ends once, and has its call until then.
     const call = this.#call as TaskCall
     this.#name ??= this.options?.name ?? (last === undefined ? nameOf(call.fn) : last.nameOf(call.fn))
     this.#state = state
     this.#call = undefined
-    // The usual task has neither.
+    // Most tasks have neither a signal nor options.
     if (this.#signal !== undefined) this.#letSignalGo(this.#signal)
-    // Conditions are closures of somebody else's.
+    // The options may have a condition, which is a closure of somebody else's.
     if (this.options !== undefined) this.options = undefined
     return call
   }
 
-  /** @internal Its listeners run now. */
+  /** @internal Aborts the signal, if there is one. Its listeners run immediately. */
   abort (reason?: unknown): void {
     const known = this.#signal
     if (known instanceof AbortController) known.abort(reason)
     if (this.#call === undefined || known === undefined) this.#signal = { reason }
   }
 
-  /** Its listeners are closures of somebody else's. */
+  /** Lets go the signal, because its listeners are closures of somebody else's. */
   #letSignalGo (known: AbortController | { readonly reason: unknown }): void {
-    // A task that is cut off is told so in a moment, and lets its signal go then.
+    // The signal of a task that is cut off is about to abort, and is let go then.
     if (this.#state === 'abandoned' || this.#state === 'enqueued' || !(known instanceof AbortController)) return
     const { signal } = known
     this.#signal = signal.aborted ? { reason: signal.reason } : undefined
@@ -256,7 +262,8 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
 markOurs(BackgroundTask.prototype)
 
 /**
- * Says what kind of thing was passed, not what is in it: arguments and payloads do not belong in a log.
+ * The error for a value that is no task. Its message tells the kind of the value and not its contents, because arguments and payloads do
+ * not belong in a log.
  * @internal
  * @param orTask whether a definition and a BackgroundTask are accepted too
  */

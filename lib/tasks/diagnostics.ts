@@ -1,9 +1,10 @@
 /**
- * What happens to tasks, published on `node:diagnostics_channel`. Nothing is allocated for a channel nobody subscribed to.
+ * What happens to tasks, published on `node:diagnostics_channel`. Nothing is allocated for a channel without subscribers.
  *
- * `tracingChannel('fastify-background-tasks.run')` traces each run of a task ({@link TaskRunMessage}): `start` and `end`
- * around the synchronous part, `asyncStart` and `asyncEnd` when a promise has settled, `error` before the end of a
- * failed one. A run that is over at its `end` has a `result` or an `error` there. `channel.start.bindStore(als, …)` gives the task a store of its own, say a span.
+ * `tracingChannel('fastify-background-tasks.run')` traces each run of a task ({@link TaskRunMessage}), which is one attempt of a task of a
+ * definition: `start` and `end` around the synchronous part, `asyncStart` and `asyncEnd` when a promise has settled, `error` before the end
+ * of a failed run. A run that is over at its `end` has a `result` or an `error` there. `channel.start.bindStore(als, …)` gives the task a
+ * store of its own, for example a span.
  */
 import { channel, tracingChannel, type Channel } from 'node:diagnostics_channel'
 import type { FastifyRequest } from 'fastify'
@@ -11,30 +12,30 @@ import type { BackgroundTask } from './background-task.js'
 import { attempt, isNativePromise } from '../foreign.js'
 
 /**
- * Message of `tracingChannel('fastify-background-tasks.run')`: one object for each run of a task, published on `start` and `end`
- * around the synchronous part, on `asyncStart` and `asyncEnd` when a promise has settled, and on `error` before the end of a
- * failed run.
+ * Message of `tracingChannel('fastify-background-tasks.run')`: one object for each run of a task, which is one attempt of a task of a
+ * definition. The message is published on `start` and `end` around the synchronous part, on `asyncStart` and `asyncEnd` when a promise has
+ * settled, and on `error` before the end of a failed run.
  */
 export interface TaskRunMessage {
   /** The task that runs. */
   task: BackgroundTask
   /** The request whose list the task is on; none for a task of the app. */
   request?: FastifyRequest
-  /** Milliseconds between `addTask` and the start; of what an engine has delivered, since then. */
+  /** Milliseconds between `addTask` and this run. For a job that an engine has delivered, milliseconds since the delivery. */
   queuedMs: number
-  /** Of a task of a definition: which of its starts this is, from 1. */
+  /** The number of this attempt, from 1. Only a task of a definition has one. */
   attempt?: number
-  /** Of a task of a definition: what has travelled with it, trace context for one. */
+  /** The headers that have travelled with the task, for example trace context. Only a task of a definition has them. */
   headers?: Readonly<Record<string, string>>
-  /** Set once the task has succeeded: what it returned, or resolved to. */
+  /** What the task returned, or resolved to. Set when the task has succeeded. */
   result?: unknown
-  /** Set once the task has failed. */
+  /** What the task threw, or rejected with. Set when the task has failed. */
   error?: unknown
 }
 
 /** Message of `channel('fastify-background-tasks.added')`: a task was added. */
 export interface TaskAddedMessage {
-  /** The task that it is about. */
+  /** The task that the message is about. */
   task: BackgroundTask
   /** The request whose list the task is on; none for a task of the app. */
   request?: FastifyRequest
@@ -46,13 +47,13 @@ export interface TaskSkippedMessage extends TaskAddedMessage {
   reason: string
 }
 
-/** Message of `channel('fastify-background-tasks.failed')`: a task has failed, and no attempt is left, or there was none. */
+/** Message of `channel('fastify-background-tasks.failed')`: a task has failed for good, with or without an attempt. */
 export interface TaskFailedMessage extends TaskAddedMessage {
   /** What was thrown. */
   error: unknown
 }
 
-/** Message of `channel('fastify-background-tasks.abandoned')`: a task was cut off by the deadline of the drain, or added after it. */
+/** Message of `channel('fastify-background-tasks.abandoned')`: a task was cut off by the deadline of a shutdown, or was added after it. */
 export interface TaskAbandonedMessage extends TaskAddedMessage {
   /** Milliseconds since `addTask`. */
   ageMs: number
@@ -62,31 +63,37 @@ export interface TaskAbandonedMessage extends TaskAddedMessage {
 export interface TaskEnqueueMessage {
   /** The task, which has its id. */
   task: BackgroundTask
-  /** Travel with the task: a subscriber may change them. */
+  /** The headers that travel with the task. A subscriber may change them. */
   headers: Record<string, string>
 }
 
 export const runChannel = tracingChannel<unknown, TaskRunMessage>('fastify-background-tasks.run')
 export const addedChannel = channel('fastify-background-tasks.added')
 export const enqueueChannel = channel('fastify-background-tasks.enqueue')
-/** Message: {@link TaskAddedMessage}. An engine has stored the task. */
+/** The channel for a task that an engine has stored. Message: {@link TaskAddedMessage}. */
 export const enqueuedChannel = channel('fastify-background-tasks.enqueued')
 export const failedChannel = channel('fastify-background-tasks.failed')
 export const skippedChannel = channel('fastify-background-tasks.skipped')
 export const abandonedChannel = channel('fastify-background-tasks.abandoned')
 
-/** Node catches what a subscriber throws; what has replaced `publish` may throw all the same, and is no concern of the task. */
+/**
+ * Publishes a message. Node catches what a subscriber throws. A `publish` that somebody has replaced may throw all the same, and must not
+ * disturb the task.
+ */
 export function publish (channel: Channel, message: object): void {
   attempt(() => { channel.publish(message) })
 }
 
-/** `TracingChannel#hasSubscribers` came with Node 20.13; the five channels have always had theirs. */
+/** Whether somebody traces runs. `TracingChannel#hasSubscribers` came with Node 20.13, but its five channels have always had theirs. */
 export function runIsTraced (): boolean {
   return runChannel.start.hasSubscribers || runChannel.end.hasSubscribers || runChannel.error.hasSubscribers ||
     runChannel.asyncStart.hasSubscribers || runChannel.asyncEnd.hasSubscribers
 }
 
-/** Calls a task's function between `start` and `end`; a promise that it returns goes on to {@link publishRunEnd}. */
+/**
+ * Calls a task's function between `start` and `end`. If the function returns a promise, {@link publishRunEnd} follows when the promise has
+ * settled.
+ */
 export function traceRun (message: TaskRunMessage, call: () => unknown): unknown {
   return runChannel.start.runStores(message, () => {
     let result: unknown
@@ -104,7 +111,7 @@ export function traceRun (message: TaskRunMessage, call: () => unknown): unknown
   })
 }
 
-/** The promise of a task has settled. */
+/** Publishes that the promise of a task has settled. */
 export function publishRunEnd (message: TaskRunMessage): void {
   if ('error' in message) publish(runChannel.error, message)
   publish(runChannel.asyncStart, message)

@@ -2,8 +2,8 @@ import { isGeneratorFunction, readOr } from '../foreign.js'
 import type { TaskFunction } from './task-function.js'
 
 /**
- * What is known of the function that was used last. Reading the name of a function, or its prototype, takes as long as a short task,
- * and the tasks of a long list are mostly calls of one function: it is looked at once, and remembered until the list has ended.
+ * The name and the kind of the function that was used last. Reading the name of a function, or its prototype, takes as long as a short
+ * task, and the tasks of a long list are mostly calls of one function. So both are read once, and remembered until the list has ended.
  */
 export class LastFunction {
   #named: TaskFunction | undefined
@@ -31,7 +31,7 @@ export class LastFunction {
   }
 }
 
-/** A name may be anything: that of a callable proxy is another proxy, and a getter may throw. */
+/** The name of a function, or `'anonymous'`. The name may be any value: that of a callable proxy is another proxy, and a getter may throw. */
 export function nameOf (fn: TaskFunction | undefined): string {
   const name: unknown = readOr(undefined, () => fn?.name)
   return typeof name === 'string' && name !== '' ? name : 'anonymous'

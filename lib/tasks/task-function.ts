@@ -3,12 +3,12 @@
 /** A function that can be a task: synchronous, or returning a promise. */
 export type TaskFunction<Args extends unknown[] = never[]> = (...args: Args) => unknown
 
-/** `F` if it has several signatures, else `never`: the arguments of a function with one are inferred from `TaskFunction`. */
+/** `F` if it has several signatures, else `never`. The arguments of a function with one signature are inferred from `TaskFunction`. */
 export type OverloadedFunction<F> = Signatures<F> extends [infer First, ...unknown[], infer Last]
   ? [First, Last] extends [Last, First] ? never : F
   : never
 
-/** The arguments of an overloaded function: those of any of its signatures, of the last eight. */
+/** The arguments of an overloaded function: those of any of its last eight signatures. */
 export type OverloadedArgs<F> = Signatures<F>[number]
 
 /** TypeScript matches signatures from the last to the first, and repeats the first where a function has fewer. */

@@ -8,24 +8,24 @@ import { TaskQueue } from './task-queue.js'
  * - `waiting`: its exchange has not ended
  * - `queued`: its next task runs at its next turn
  * - `running`: one of its tasks runs
- * - `idle`: has nothing to run now; a task that is added, or whose time has come, takes it back to `queued`
+ * - `idle`: has nothing to run now. A task that is added, or whose time has come, makes the list `queued` again
  */
 export type ListPhase = 'waiting' | 'queued' | 'running' | 'idle'
 
-/** Whoever runs the list. */
+/** The owner of a list, who runs it. */
 export interface ListOwner {
-  /** Of an app. */
+  /** The app's logger. */
   readonly log: FastifyBaseLogger
   /** The list has something to run. */
   resume: (list: TaskList) => void
   taskCancelled: (list: TaskList, task: BackgroundTask) => void
 }
 
-/** A queue of tasks that run in the order added, one at a time, and then its cleanups. Its state changes only here. */
+/** A task list: tasks that run in the order added, one at a time, and then its cleanups. The list changes its state only here. */
 export class TaskList extends TaskQueue implements TaskOwner {
   readonly request: FastifyRequest | undefined
   readonly #owner: ListOwner
-  /** A task of the app has no exchange. */
+  /** Undefined for a list of the app, which has no request. */
   #exchange: Exchange | undefined
   #phase: ListPhase
   /** Tasks that have not finished. */
@@ -33,20 +33,20 @@ export class TaskList extends TaskQueue implements TaskOwner {
   /** The task or cleanup that runs. */
   #current: BackgroundTask | undefined
   #isCleaning = false
-  /** What is published when a traced task has ended that is waited for. */
+  /** The message for the end of a traced task that is waited for. */
   #trace: TaskRunMessage | undefined
-  /** The watch over what is waited for, if that has a limit. */
+  /** The timers of what is waited for, if that has a limit. */
   #limit: { clear: () => void } | undefined
   /** Whether a failure has stopped the list (`stopOnError`). */
   #isStopped = false
   /** Whether the list has one of the seats that `concurrency` limits. */
   #hasSeat = false
-  /** Rises when the list is abandoned, so that whoever awaited one of its tasks leaves it alone. */
+  /** A number that rises when the list is abandoned. Whoever awaits one of its tasks sees that, and leaves the list alone. */
   #epoch = 0
   #index = -1
   #cleanups: BackgroundTask[] | undefined
   #onEnd: (() => void) | undefined
-  /** The one task of a list that has no request. It brings the logger of the request that it comes from. */
+  /** The one task of a list that has no request. The task has the logger of the request that it comes from. */
   #onlyTask: BackgroundTask | undefined
 
   /** @param request whose tasks they are; without one the list waits for no exchange */
@@ -143,7 +143,7 @@ export class TaskList extends TaskQueue implements TaskOwner {
     this.#unfinished--
   }
 
-  /** A failure skips all that is left. */
+  /** Skips all tasks that are left, because one has failed. */
   stop (): void {
     this.#isStopped = true
   }
@@ -180,13 +180,13 @@ export class TaskList extends TaskQueue implements TaskOwner {
 
   // Tasks and cleanups
 
-  /** The only task of a list that has no request. */
+  /** Adds the only task of a list that has no request. */
   pushOnly (task: BackgroundTask): void {
     this.#onlyTask = task
     this.push(task)
   }
 
-  /** `performance.now()` until when nothing happens here, if all that is left are tasks that wait for their time. */
+  /** The time by `performance.now()` until which the list does nothing, if all tasks that are left wait for their time. */
   get restsUntil (): number | undefined {
     return this.#phase === 'idle' ? this.nextComesAt : undefined
   }
@@ -231,7 +231,7 @@ export class TaskList extends TaskQueue implements TaskOwner {
     this.letCancelledGo()
   }
 
-  /** Settles when the list has ended, from now; undefined if somebody waits already. */
+  /** Settles when the list has ended. Undefined if somebody waits already. */
   whenEnded (): Promise<void> | undefined {
     if (this.#onEnd !== undefined) return undefined
     return new Promise(resolve => { this.#onEnd = resolve })

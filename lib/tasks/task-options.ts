@@ -6,27 +6,34 @@ import { check, DURATION, NAME, type Rule, type Rules } from '../rules.js'
 
 /**
  * Which tasks of a request run, decided when its response has ended:
- * - `'success'`: unless the request failed, that is, an error was thrown or sent on the way. A status set by hand is no
- *   failure, nor is a client that disconnects. This is FastAPI's rule.
- * - `'error'`: only if it failed.
- * - `'always'`.
- * - a function of the outcome. When it throws, the task is `failed` with that error. It is asked synchronously: a promise fails the task, too.
+ * - `'success'`: unless the request failed, which means that an error was thrown or sent while it was handled. A status that is set by hand
+ *   is no failure, and neither is a client that disconnects. This is FastAPI's rule.
+ * - `'error'`: only if the request failed.
+ * - `'always'`: in any case.
+ * - a function of the outcome. If it throws, the task is `failed` with that error. The answer has to be synchronous: a promise fails the
+ *   task, too.
  */
 export type TaskCondition = 'success' | 'error' | 'always' | ((outcome: ExchangeOutcome) => boolean)
 
-/** Options of `with()`: for the tasks added through it only. */
+/** Options of `with()`. They are for the tasks that are added through what `with()` returns, and for no others. */
 export interface TaskOptions {
-  /** Which outcomes the task runs for; not for tasks of the app, which have no exchange. @default the definition's, else the plugin's */
+  /**
+   * The outcomes of a request for which the task runs. Tasks of the app have no outcome, and refuse this option. @default the definition's,
+   * else the plugin's
+   */
   readonly when?: TaskCondition | undefined
-  /** Milliseconds for the task, or for one attempt of a definition's. @default the definition's, else the plugin's */
+  /** Milliseconds for the task. For a task of a definition, milliseconds for one attempt. @default the definition's, else the plugin's */
   readonly timeout?: number | undefined
-  /** The task's name in log lines and messages, in place of the function's; not for a definition, which has one. @default the function's */
+  /**
+   * The task's name in log lines and messages, instead of the function's. A definition has a name, and refuses this option. @default the
+   * function's
+   */
   readonly name?: string | undefined
 }
 
-/** @internal What `with()` said, and what was so when the task was added. */
+/** @internal The options of `with()`, and whether a failure was being handled when the task was added. */
 export interface AddedOptions extends TaskOptions {
-  /** A failure was being handled: the default `when` does not skip the task. */
+  /** Whether a failure was being handled. Then the default `when` does not skip the task. */
   readonly isForFailure?: boolean
 }
 
@@ -43,7 +50,7 @@ const APP_TASK_RULES: Rules = {
 const REQUEST_TASK_RULES: Rules = { ...APP_TASK_RULES, when: CONDITION }
 
 /**
- * The options of `with()`, checked and copied: what becomes of the caller's object later changes nothing.
+ * Checks and copies the options of `with()`, so that later changes of the caller's object change nothing.
  * @throws FST_BGT_INVALID_OPTION
  */
 export function checkTaskOptions (options: TaskOptions, ofApp: boolean): TaskOptions {

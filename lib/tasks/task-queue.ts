@@ -5,17 +5,17 @@ import type { BackgroundTask } from './background-task.js'
 /** A task that waits for its time. */
 interface Delay {
   readonly timer: Timer
-  /** On the clock of `performance.now()`. */
+  /** The end of the wait, by `performance.now()`. */
   readonly endsAt: number
 }
 
-/** So many slots of tasks that were taken are not worth a new array. */
+/** The number of empty slots up to which a new array does not pay. */
 const SHORT = 16
 
-/** No list has an array of its own for what few have. */
+/** One empty array for all lists, because few lists have tasks that are away. */
 const NONE: never[] = []
 
-/** The tasks of a list, in the order in which they run, and those that are away: they wait for their time, or for an engine. */
+/** The tasks of a list, in the order in which they run, and the tasks that are away, because they wait for their time or for an engine. */
 export abstract class TaskQueue {
   #tasks: Array<BackgroundTask | undefined> = []
   #head = 0
@@ -31,24 +31,24 @@ export abstract class TaskQueue {
   /** A task that was away has come back. */
   protected abstract hasTask (): void
 
-  /** The task runs after those that are there. */
+  /** Adds a task, which runs after those that are there. */
   push (task: BackgroundTask): void {
     this.#tasks.push(task)
   }
 
-  /** The task waits for an engine to store it. */
+  /** Adds a task that waits for an engine to store it. */
   awaitStore (task: BackgroundTask): void {
     this.#unstored ??= new Queue()
     this.#unstored.push(task)
   }
 
-  /** The task starts after so many milliseconds; the others do not wait for it. */
+  /** Sends a task away for so many milliseconds. The other tasks do not wait for it. */
   delay (task: BackgroundTask, ms: number): void {
     this.#delays ??= new Map()
     this.#delays.set(task, { timer: new Timer(() => { this.comeBack(task) }, ms), endsAt: performance.now() + ms })
   }
 
-  /** A task that was away runs now, after those that are there. */
+  /** Brings back a task that was away. The task runs after those that are there. */
   comeBack (task: BackgroundTask): void {
     this.forget(task)
     this.#isByAge = false
@@ -56,7 +56,7 @@ export abstract class TaskQueue {
     this.hasTask()
   }
 
-  /** A task that was away, if it was, is done. */
+  /** Removes a task that is away. A task that is not away stays where it is. */
   forget (task: BackgroundTask): void {
     const delay = this.#delays?.get(task)
     if (delay === undefined) {
@@ -67,12 +67,12 @@ export abstract class TaskQueue {
     this.#delays?.delete(task)
   }
 
-  /** Whether tasks are away: the list has not ended. */
+  /** Whether tasks are away, so that the list has not ended. */
   get isWaitingForTasks (): boolean {
     return this.#isStoring || (this.#delays?.size ?? 0) > 0
   }
 
-  /** `performance.now()` when the first task comes back, if all that is left are tasks that wait for their time. */
+  /** The time by `performance.now()` when the first task comes back, if all tasks that are left wait for their time. */
   protected get nextComesAt (): number | undefined {
     if (this.#isStoring || this.#delays === undefined) return undefined
     let first = Infinity
@@ -85,7 +85,7 @@ export abstract class TaskQueue {
     while (this.#head < this.#tasks.length) {
       const task = this.#tasks[this.#head] as BackgroundTask
       this.#tasks[this.#head++] = undefined
-      // Half of the array at a time, so that a list that is never empty does not grow.
+      // Half of the array is dropped at a time, so that a list that is never empty does not grow.
       if (this.#head > SHORT && 2 * this.#head >= this.#tasks.length) {
         this.#tasks = this.#tasks.slice(this.#head)
         this.#head = 0
@@ -105,7 +105,7 @@ export abstract class TaskQueue {
     this.#cancelled = 0
   }
 
-  /** The tasks that wait: for their turn, for an engine, for their time. */
+  /** The tasks that wait for their turn, for an engine, or for their time. */
   * pending (): Iterable<BackgroundTask> {
     // After the head no slot is empty.
     for (const tasks of [this.#tasks.slice(this.#head) as BackgroundTask[], this.#unstored ?? NONE, this.#delays?.keys() ?? NONE]) {
@@ -121,7 +121,7 @@ export abstract class TaskQueue {
       oldest = Math.min(oldest ?? Infinity, task.addedAt)
       return true
     }
-    // Of those that come back some are older than what stands in front of them.
+    // A task that comes back may be older than the tasks in front of it.
     for (const task of this.#delays?.keys() ?? NONE) look(task)
     for (const task of this.#unstored ?? NONE) if (look(task)) break
     for (let i = this.#head; i < this.#tasks.length; i++) if (look(this.#tasks[i]) && this.#isByAge) break
