@@ -81,7 +81,7 @@ t.test('a body that an abort cuts off before it is read ends the exchange, thoug
 t.test('each request of a group gets the receipts of its own jobs', async t => {
   const commit = new GroupCommit(async jobs => jobs.map(({ id }) => ({ id, duplicate: false })))
   const jobs = (...ids: string[]): Job[] => ids.map(id => ({ id, text: '1' }) as unknown as Job)
-  const deadline: Deadline = { isOver: false, dueAt: Infinity, reject () {}, place: 0 }
+  const deadline: Deadline = { isOver: false, dueAt: Infinity, reject () {}, index: 0 }
   const groups = [['a'], ['b', 'c'], ['d'], ['e', 'f']]
   const receipts = await Promise.all(groups.map(async ids => await commit.enqueue(jobs(...ids), deadline)))
   t.strictSame(receipts.map(group => group.map(({ id }) => id)), groups)
