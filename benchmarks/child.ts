@@ -15,9 +15,9 @@ export class Child<Ready> {
     this.ready = ready
   }
 
-  /** @param file a script in this folder */
+  /** @param file a script of the folder processes */
   static async start<Ready> (file: string, args: readonly string[], nodeOptions: readonly string[] = []): Promise<Child<Ready>> {
-    const path = fileURLToPath(new URL(file, import.meta.url))
+    const path = fileURLToPath(new URL(`processes/${file}`, import.meta.url))
     const process = fork(path, args, { execArgv: [...nodeOptions], env: { ...globalThis.process.env, NODE_ENV: 'production' } })
     return new Child(process, await nextMessage(process) as Ready)
   }

@@ -21,7 +21,7 @@ const record = join(folder, 'record')
 let ports: readonly [number, number] | undefined
 
 async function start (generation: number): Promise<ChildProcess> {
-  const path = fileURLToPath(new URL('soak-server.js', import.meta.url))
+  const path = fileURLToPath(new URL('processes/soak-server.js', import.meta.url))
   const server = fork(path, [record, String(generation)], { execArgv: [] })
   const [message] = await once(server, 'message')
   ports = message as [number, number]

@@ -125,9 +125,10 @@ class CompactContext extends MarkdownThemeContext {
     return texts.length === 0 ? '' : `<${texts.join(', ')}>`
   }
 
+  /** What the core alone calls has no page, and is not named. */
   heritage ({ extendedTypes = [], implementedTypes = [] }) {
     const list = (word, types) => types.length === 0 ? '' : ` ${word} ${types.map(type => this.plain(type)).join(', ')}`
-    return list('extends', extendedTypes) + list('implements', implementedTypes)
+    return list('extends', extendedTypes) + list('implements', implementedTypes.filter(({ reflection }) => reflection !== undefined))
   }
 
   plain (type) {

@@ -1,3 +1,4 @@
+// @ts-check
 /**
  * What a pending task with one argument holds in memory: says the bytes for one task, and what they are for, by the
  * fields of `BackgroundTask` in a heap snapshot. Run with `--expose-gc`.
@@ -8,7 +9,7 @@ import backgroundTasks from 'fastify-background-tasks'
 
 const TASKS = 100_000
 
-function task () {}
+function task (_argument) {}
 
 const app = Fastify()
 await app.register(backgroundTasks)

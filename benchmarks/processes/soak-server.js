@@ -1,5 +1,6 @@
+// @ts-check
 /**
- * The servers of the soak, one of HTTP/1.1 and one of HTTP/2: `node soak-server.js <record> <generation>`. It says their ports. Each task that `addTask` took,
+ * The servers of the soak, one of HTTP/1.1 and one of HTTP/2: `node soak-server.js <record> <generation>`. The process says their ports. Each task that `addTask` took,
  * each that ran, and each that the log names as skipped or abandoned is a line of the record, `accepted
  * 1-req-4-17`: in the first generation, on the list of req-4; `slow 1-req-4`: that list has a task that takes its time.
  */
@@ -70,14 +71,14 @@ function anyKind () {
 }
 
 /** Adds some tasks, under some condition, and records each that was taken. */
-function add (app, request) {
+function add (request) {
   const when = ['success', 'error', 'always'][Math.floor(Math.random() * 3)]
   const list = Math.random() < 0.7 ? request.backgroundTasks : request.backgroundTasks.with({ when })
   const tasks = 1 + Math.floor(Math.random() * 3)
   for (let i = 0; i < tasks; i++) {
     const kind = anyKind()
     if (kind === 'slow' || kind === 'endless') write('slow', `${generation}-${request.id}`)
-    accepted(app, request.id, run => list.addTask(run, kind))
+    accepted(request.server, request.id, run => list.addTask(run, kind))
   }
 }
 
@@ -102,7 +103,7 @@ function accepted (app, list, addTask) {
 }
 
 async function handle (request) {
-  request.add()
+  add(request)
   await sleep(Math.random() * 15)
   return { hello: 'world' }
 }
@@ -119,27 +120,26 @@ async function start (name, options) {
   let requests = 0
   const app = Fastify({ ...options, genReqId: ({ url }) => `${name}-${++requests}${url}`, logger: { level: 'debug', stream: { write: readLog } } })
   await app.register(backgroundTasks, { closeTimeout: 2_000, onError: () => sleep(1) })
-  app.addHook('onRequest', async request => { request.add = () => { add(app, request) } })
   await app.register(middie)
   // Answers itself, and Fastify never hears of it.
   app.use('/middleware', async (_request, response) => {
     for await (const chunk of chunks()) response.write(chunk)
     response.end()
   })
-  app.addHook('onRequest', async request => { if (request.url === '/middleware' && Math.random() < 0.5) request.add() })
-  app.addHook('preHandler', async request => { if (Math.random() < 0.3) request.add() })
+  app.addHook('onRequest', async request => { if (request.url === '/middleware' && Math.random() < 0.5) add(request) })
+  app.addHook('preHandler', async request => { if (Math.random() < 0.3) add(request) })
   app.setNotFoundHandler((request, reply) => {
-    request.add()
+    add(request)
     reply.raw.end('not here')
   })
   app.get('/now', async request => {
-    request.add()
+    add(request)
     return { hello: 'world' }
   })
   app.get('/wait', handle)
   app.post('/body', handle)
   app.get('/fails', async request => {
-    request.add()
+    add(request)
     await sleep(Math.random() * 5)
     throw new Error('thrown by a handler')
   })
@@ -147,26 +147,26 @@ async function start (name, options) {
   app.get('/handled', {
     async errorHandler (_error, request, reply) {
       await sleep(Math.random() * 5)
-      request.add()
+      add(request)
       return reply.code(Math.random() < 0.5 ? 200 : 502).send({ handled: true })
     }
   }, async request => {
-    request.add()
+    add(request)
     throw new Error('thrown by a handler')
   })
   app.get('/on-send', {
     async onSend (request) {
       await sleep(Math.random() * 5)
-      request.add()
+      add(request)
       if (Math.random() < 0.5) throw new Error('thrown by a hook')
     }
   }, handle)
   app.get('/stream', (request, reply) => {
-    request.add()
+    add(request)
     return reply.send(Readable.from(chunks()))
   })
   app.get('/hijacked', async (request, reply) => {
-    request.add()
+    add(request)
     reply.hijack()
     await sleep(Math.random() * 10)
     reply.raw.end('hijacked')
@@ -175,12 +175,12 @@ async function start (name, options) {
   app.get('/late', async (request, reply) => {
     await reply.send({ hello: 'world' })
     await sleep(Math.random() * 5)
-    request.add()
+    add(request)
   })
   app.get('/timeout', { handlerTimeout: 5 }, async request => {
-    request.add()
+    add(request)
     await sleep(20)
-    request.add()
+    add(request)
   })
   await app.listen({ port: 0, host: '127.0.0.1' })
   return app
@@ -200,4 +200,4 @@ closeWithGrace({ delay: 10_000 }, async ({ err }) => {
 })
 
 const apps = await Promise.all([start('one', {}), start('two', { http2: true })])
-process.send(apps.map(app => app.server.address().port))
+process.send(apps.map(app => /** @type {import('node:net').AddressInfo} */ (app.server.address()).port))

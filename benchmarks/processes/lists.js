@@ -1,3 +1,4 @@
+// @ts-check
 /**
  * What a task of one list costs, without HTTP: `node lists.js <kind> <size>`. It says nanoseconds for one task.
  *

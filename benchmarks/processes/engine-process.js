@@ -1,8 +1,9 @@
+// @ts-check
 /**
  * One side of a comparison of engines: `node engine-process.js <engine> <way> <role> <place>`. `way` is `plugin`, or what one
  * writes with the library alone: `library`, and of pg-boss `notify` (its queue tells workers of jobs, as the plugin's does) and `best`
  * (at its best documented settings). `role` is `web` (serves a route that adds one task), `worker` (runs them) or `latency`
- * (both). It says its port, or null, and answers `cpu` (microseconds), `ran`, `fill <n>`, `drain` (starts running what is there)
+ * (both). The process says its port, or null, and answers `cpu` (microseconds), `ran`, `fill <n>`, `drain` (starts running what is there)
  * and `latency <n>` (milliseconds from stored to started).
  */
 import { randomUUID } from 'node:crypto'
@@ -21,9 +22,10 @@ const isWorker = role !== 'web'
 const CONCURRENCY = 50
 const PAYLOAD = { to: 'ada@example.com', subject: 'Your order', text: 'x'.repeat(150) }
 let ran = 0
+/** @type {(value?: unknown) => void} */
 let onRun = () => {}
 
-function work () {
+function work (_payload) {
   ran++
   onRun()
 }
@@ -135,8 +137,8 @@ const answers = {
 
 await ways[way]()
 if (role === 'web') await app.listen({ port: 0, host: '127.0.0.1' })
-process.on('message', async question => {
+process.on('message', async (/** @type {string} */ question) => {
   const [name, argument] = question.split(' ')
   process.send((await answers[name](argument)) ?? null)
 })
-process.send(role === 'web' ? app.server.address().port : null)
+process.send(role === 'web' ? /** @type {import('node:net').AddressInfo} */ (app.server.address()).port : null)

@@ -1,5 +1,6 @@
+// @ts-check
 /**
- * One of the servers to compare, with the same route: `node servers.js <kind> <tasks> <logger>`. It says its port, then
+ * One of the servers to compare, all of which have the same route: `node servers.js <kind> <tasks> <logger>`. The process says its port, then
  * answers `cpu` (microseconds used so far), `ran` (tasks run so far) and `heap` (bytes in use, after a collection).
  */
 import { once } from 'node:events'
@@ -29,8 +30,8 @@ const routes = {
   /** What people write without a plugin. */
   hand () {
     app.decorateRequest('tasks', null)
-    app.addHook('onRequest', async request => { request.tasks = [] })
-    app.addHook('onResponse', async request => {
+    app.addHook('onRequest', async (/** @type {any} */ request) => { request.tasks = [] })
+    app.addHook('onResponse', async (/** @type {any} */ request) => {
       for (const { fn, args } of request.tasks) {
         try {
           await fn(...args)
@@ -39,7 +40,7 @@ const routes = {
         }
       }
     })
-    app.get('/', async request => {
+    app.get('/', async (/** @type {any} */ request) => {
       for (let i = 0; i < count; i++) request.tasks.push({ fn: task, args: [1] })
       return { hello: 'world' }
     })
@@ -59,7 +60,7 @@ const routes = {
     })
   },
 
-  /** Says that its handler runs, by an interim reply, and waits for the client to hang up. */
+  /** The handler says by an interim reply that it runs, and waits for the client to disconnect. */
   async aborted () {
     await app.register(backgroundTasks)
     app.get('/', async (request, reply) => {
@@ -91,4 +92,4 @@ const answers = {
 await routes[kind]()
 await app.listen({ port: 0, host: '127.0.0.1' })
 process.on('message', async question => { process.send(await answers[question]()) })
-process.send(app.server.address().port)
+process.send(/** @type {import('node:net').AddressInfo} */ (app.server.address()).port)
