@@ -6,16 +6,17 @@ import {
 } from 'node:fs'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
-import { dirname, join } from 'node:path'
+import { dirname, join, posix } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { promisify } from 'node:util'
 import t from 'tap'
 import ts from 'typescript'
 import * as source from '../lib/index.js'
+import { linksOf, readPages } from './support/docs/pages.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const require = createRequire(import.meta.url)
-const MAX_PACKED_KB = 110
+const MAX_PACKED_KB = 160
 
 interface Packed {
   filename: string
@@ -50,9 +51,11 @@ const folder = install(packed.filename)
 const installed = join(folder, 'node_modules', 'fastify-background-tasks')
 const manifest: Manifest = JSON.parse(readFileSync(join(installed, 'package.json'), 'utf8'))
 
-t.test('the tarball holds the build, the license and the readme, and nothing else', async t => {
-  const beside = files.filter(path => !path.startsWith('dist/'))
-  t.same(beside.sort(), ['LICENSE', 'README.md', 'package.json'])
+t.test('the tarball holds the build, the license and the documentation, and nothing else', async t => {
+  const beside = files.filter(path => !path.startsWith('dist/') && !path.startsWith('docs/'))
+  t.same(beside.sort(), ['CHANGELOG.md', 'LICENSE', 'README.md', 'package.json'])
+  const pages = readPages(root, { generated: true }).map(page => page.path).filter(path => path !== 'README.md')
+  t.same(files.filter(path => path.startsWith('docs/')).sort(), pages.sort(), 'the pages of the documentation')
   const built = files.filter(path => path.startsWith('dist/') && path !== 'dist/package.json')
   t.same(built.filter(path => !/^dist\/([\w-]+\/)*[\w-]+\.(js|d\.ts)$/.test(path)), [], 'no sources, maps or tests')
   const modules = readdirSync(join(root, 'lib'), { recursive: true, encoding: 'utf8' })
@@ -66,6 +69,14 @@ t.test('the tarball is small', async t => {
   const kilobytes = packed.size / 1000
   t.comment(`packed ${kilobytes.toFixed(1)} kB, unpacked ${(packed.unpackedSize / 1000).toFixed(1)} kB, ${files.length} files`)
   t.ok(kilobytes < MAX_PACKED_KB, `below ${MAX_PACKED_KB} kB`)
+})
+
+t.test('a link of the readme or of the documentation leads somewhere in node_modules, unless it leads to sources', async t => {
+  for (const page of readPages(installed, { generated: true })) {
+    const targets = linksOf(page).map(({ path }) => path === '' ? page.path : posix.join(posix.dirname(page.path), path))
+    const dead = targets.filter(path => !/^(?:lib|test|examples)(?:\/|$)/.test(path) && !existsSync(join(installed, path)))
+    t.same(dead, [], page.path)
+  }
 })
 
 t.test('package.json points to files that are there, and runs nothing at installation', async t => {
@@ -139,7 +150,7 @@ async function loadAll (): Promise<Record<string, Consumer>> {
 
 /** Builds and packs a copy of the sources, so that it is of now, and nobody else's build is in the way. */
 async function pack (folder: string): Promise<Packed> {
-  for (const name of ['lib', 'package.json', 'tsconfig.json', 'LICENSE', 'README.md']) {
+  for (const name of ['lib', 'package.json', 'tsconfig.json', 'LICENSE', 'README.md', 'CHANGELOG.md', 'docs']) {
     if (existsSync(join(root, name))) cpSync(join(root, name), join(folder, name), { recursive: true })
   }
   const npm = async (...args: string[]): Promise<string> => {
