@@ -2,7 +2,7 @@ import type { FastifyRequest } from 'fastify'
 import type { AnyTaskDefinition } from '../definitions/define-task.js'
 import type { DefinedTask } from '../definitions/defined-task.js'
 import { FST_BGT_CLOSED } from '../errors.js'
-import type { Exchange, ExchangeListener } from '../exchange/exchange.js'
+import type { Exchange } from '../exchange/exchange.js'
 import type { ExchangeOutcome } from '../exchange/outcome.js'
 import { openExchange } from '../exchange/watch.js'
 import { isThenable, readOr } from '../foreign.js'
@@ -10,7 +10,7 @@ import type { BackgroundTask } from '../tasks/background-task.js'
 import type { OverloadedArgs, OverloadedFunction, TaskFunction } from '../tasks/task-function.js'
 import type { TaskList } from '../tasks/task-list.js'
 import { checkTaskOptions, type TaskCondition, type TaskOptions } from '../tasks/task-options.js'
-import type { Intake, ReplyPromises } from './intake.js'
+import type { Intake } from './intake.js'
 import type { AddedArgs, AddedTask, TaskAdder } from './task-adder.js'
 
 /** A task of a definition that was added before the reply went out. */
@@ -21,7 +21,7 @@ interface Promised {
 }
 
 /** A request's tasks. They run in the order added, one at a time, after the exchange (the request and its response) has ended. */
-export class BackgroundTasks implements TaskAdder, ExchangeListener, ReplyPromises {
+export class BackgroundTasks implements TaskAdder {
   readonly #intake: Intake
   readonly #list: TaskList
   /**

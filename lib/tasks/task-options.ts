@@ -31,7 +31,7 @@ export interface TaskOptions {
   readonly name?: string | undefined
 }
 
-/** @internal The options of `with()`, and whether a failure was being handled when the task was added. */
+/** The options of `with()`, and whether a failure was being handled when the task was added. */
 export interface AddedOptions extends TaskOptions {
   /** Whether a failure was being handled. Then the default `when` does not skip the task. */
   readonly isForFailure?: boolean
