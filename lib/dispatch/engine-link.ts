@@ -2,6 +2,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import { unavailable } from '../errors.js'
 import { attempt } from '../foreign.js'
 import { within } from '../limits.js'
+import { messageOf } from '../engines/plain-error.js'
 import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engines/engine.js'
 import { Deadlines, type Deadline } from './deadlines.js'
 import { GroupCommit } from './group-commit.js'
@@ -181,7 +182,7 @@ export class EngineLink {
     })
   }
 
-  /** Logs an error, unless it is the same as the last one. */
+  /** Logs an error, unless it is the same as the last one. Only its message is logged, because the error can carry commands and payloads. */
   #warn (error: unknown): void {
     const message = messageOf(error)
     if (message === this.#lastError || this.#isStopping) return
@@ -196,11 +197,4 @@ export class EngineLink {
       attempt(() => { this.#options.log.warn(`background task engine "${this.engine.name}" failed to ${what}: ${messageOf(error)}`) })
     }
   }
-}
-
-/** The message of an engine's error. Nothing else of the error is logged, because it can carry commands and payloads. */
-function messageOf (error: unknown): string {
-  if (!(error instanceof Error)) return String(error)
-  // When several attempts to connect have failed, Node makes one error without a message.
-  return error.message || String((error as { code?: unknown }).code ?? error.name)
 }

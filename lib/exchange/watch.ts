@@ -43,7 +43,7 @@ export function openExchange (request: WatchedRequest, listener: ExchangeListene
   listener.exchangeOpened(exchange)
   const reply = request[kReply] ?? frozen.get(request)?.reply
   if (reply != null) {
-    attach(exchange, reply)
+    watchReply(exchange, reply)
     return exchange
   }
   const { raw } = request
@@ -69,7 +69,7 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
   app.addHook('onRoute', backgroundTasksOnRoute)
   for (const instance of instancesOf(app)) {
     instance.addHook('onRequest', function backgroundTasksOnRequest (request, reply, done) {
-      noteReply(request, reply)
+      attachReply(request, reply)
       if (isUpgrade(request)) {
         // Whoever upgrades the connection adds tasks later, when nothing tells any more that there was an upgrade.
         open(request)
@@ -82,8 +82,8 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
   }
 }
 
-/** Notes the reply of a request. Any of our hooks may be the first that is given the reply, because a hook before ours can reply itself. */
-function noteReply (request: WatchedRequest, reply: ExchangeReply): void {
+/** Attaches the reply to its request. Any of our hooks may be the first that is given the reply, because a hook before ours can reply itself. */
+function attachReply (request: WatchedRequest, reply: ExchangeReply): void {
   if (request[kReply] === reply) return
   try {
     request[kReply] = reply
@@ -91,14 +91,14 @@ function noteReply (request: WatchedRequest, reply: ExchangeReply): void {
     frozen.set(request, { ...frozen.get(request), reply })
   }
   const early = request[kEarly] ?? frozen.get(request)?.early
-  if (early !== undefined) attach(early, reply)
+  if (early !== undefined) watchReply(early, reply)
 }
 
 /**
  * Gives an exchange its reply, and wraps the `hijack` of this one reply. Where that is not possible, the exchange ends later, and no task
  * is lost.
  */
-function attach (exchange: Exchange, reply: ExchangeReply): void {
+function watchReply (exchange: Exchange, reply: ExchangeReply): void {
   exchange.hijack = reply.hijack
   try {
     reply.hijack = hijackWatched
@@ -128,7 +128,7 @@ type Done = (error?: Error) => void
  * after them all.
  */
 function backgroundTasksOnSend (request: FastifyRequest, reply: ExchangeReply, payload: unknown, done: Done): void {
-  noteReply(request, reply)
+  attachReply(request, reply)
   const exchange = reply[kExchange]
   if (exchange == null) {
     noteSending(reply)
@@ -213,7 +213,7 @@ function sayWhenToRetry (reply: FastifyReply, error: unknown): void {
 }
 
 function backgroundTasksOnError (request: FastifyRequest, reply: ExchangeReply, error: unknown, done: () => void): void {
-  noteReply(request, reply)
+  attachReply(request, reply)
   failed(reply, error)
   done()
 }
