@@ -151,14 +151,14 @@ async function loadAll (): Promise<Record<string, Consumer>> {
 
 /** Builds and packs a copy of the sources, so that it is of now, and nobody else's build is in the way. */
 async function pack (folder: string): Promise<Packed> {
-  for (const name of ['lib', 'package.json', 'tsconfig.json', 'LICENSE', 'README.md', 'CHANGELOG.md', 'docs']) {
+  for (const name of ['lib', 'package.json', 'tsconfig.json', 'LICENSE', 'README.md', 'CHANGELOG.md', 'docs', '.ci']) {
     if (existsSync(join(root, name))) cpSync(join(root, name), join(folder, name), { recursive: true })
   }
   const npm = async (...args: string[]): Promise<string> => {
     const { stdout } = await promisify(execFile)('npm', args, { cwd: folder, shell: process.platform === 'win32' })
     return stdout
   }
-  await npm('run', 'build')
+  await npm('run', 'prepack')
   const [packed]: [Packed] = JSON.parse(await npm('pack', '--json', '--ignore-scripts'))
   return { ...packed, filename: join(folder, packed.filename) }
 }

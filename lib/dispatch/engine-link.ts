@@ -182,7 +182,7 @@ export class EngineLink {
     })
   }
 
-  /** Logs an error, unless it is the same as the last one. */
+  /** Logs an error, unless it is the same as the last one. Only its message is logged, because the error can carry commands and payloads. */
   #warn (error: unknown): void {
     const message = messageOf(error)
     if (message === this.#lastError || this.#isStopping) return

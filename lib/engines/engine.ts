@@ -170,7 +170,7 @@ export interface TaskEngine<Tx = never> {
 
   /**
    * Runs jobs from now on, of each definition up to `concurrency` at the same time. `run` never rejects. A job whose process died starts
-   * again in another one, within 15 s by default, with a higher `attempt`. `run` decides when the attempts are used up, so no job may end
+   * again in another process, within 15 s by default, with a higher `attempt`. `run` decides when the attempts are used up, so no job may end
    * without its verdict.
    */
   consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void>

@@ -69,7 +69,7 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
   app.addHook('onRoute', backgroundTasksOnRoute)
   for (const instance of instancesOf(app)) {
     instance.addHook('onRequest', function backgroundTasksOnRequest (request, reply, done) {
-      noteReply(request, reply)
+      attachReply(request, reply)
       if (isUpgrade(request)) {
         // Whoever upgrades the connection adds tasks later, when nothing tells any more that there was an upgrade.
         open(request)
@@ -82,8 +82,8 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
   }
 }
 
-/** Notes the reply of a request. Any of our hooks may be the first that is given the reply, because a hook before ours can reply itself. */
-function noteReply (request: WatchedRequest, reply: ExchangeReply): void {
+/** Attaches the reply to its request. Any of our hooks may be the first that is given the reply, because a hook before ours can reply itself. */
+function attachReply (request: WatchedRequest, reply: ExchangeReply): void {
   if (request[kReply] === reply) return
   try {
     request[kReply] = reply
@@ -128,7 +128,7 @@ type Done = (error?: Error) => void
  * after them all.
  */
 function backgroundTasksOnSend (request: FastifyRequest, reply: ExchangeReply, payload: unknown, done: Done): void {
-  noteReply(request, reply)
+  attachReply(request, reply)
   const exchange = reply[kExchange]
   if (exchange == null) {
     noteSending(reply)
@@ -229,7 +229,7 @@ function sayWhenToRetry (reply: FastifyReply, error: unknown): void {
 }
 
 function backgroundTasksOnError (request: FastifyRequest, reply: ExchangeReply, error: unknown, done: () => void): void {
-  noteReply(request, reply)
+  attachReply(request, reply)
   failed(reply, error)
   done()
 }

@@ -142,8 +142,8 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   }
 
   /**
-   * Skips the task if it is pending.
-   * @returns whether the task was skipped; a task that has started or ended is not
+   * Skips the task if it is pending. Does nothing once the task has started or ended.
+   * @returns whether the task was skipped
    */
   cancel (): boolean {
     if (this.#state !== 'pending') return false
