@@ -40,7 +40,7 @@ export default {
   expandObjects: true,
   expandParameters: true,
   // Types of which only the result matters, and prose tells that; and two that only the core calls.
-  intentionallyNotExported: ['Signatures', 'InferInput', 'InferOutput', 'EnqueueArgs', 'StandardResult', 'ExchangeListener', 'ReplyPromises'],
+  intentionallyNotExported: ['Signatures', 'InferInput', 'InferOutput', 'EnqueueArgs', 'StandardResult'],
   requiredToBeDocumented: ['Variable', 'Function', 'Class', 'Interface', 'TypeAlias'],
   // Overloads, of which the first one tells, and functions that are told of where they are passed.
   intentionallyNotDocumented: [
