@@ -85,7 +85,7 @@ export class BackgroundTasks implements TaskAdder {
   promise (task: DefinedTask): boolean {
     if (this.#hasReplied) return false
     this.#promised ??= []
-    this.#promised.push({ task, when: this.#intake.runner.conditionOf(task.options) })
+    this.#promised.push({ task, when: this.#intake.runner.conditionOf(task) })
     return true
   }
 

@@ -72,7 +72,8 @@ export class DefinedTask extends BackgroundTask {
     return { id, name, attempt }
   }
 
-  override get log (): FastifyBaseLogger | undefined {
+  /** The logger of the request that added the task, or the app's; undefined after the end of a task that was added here. */
+  get log (): FastifyBaseLogger | undefined {
     return this.#surroundings === undefined ? undefined : loggerOf(this.#surroundings, this.envelope)
   }
 

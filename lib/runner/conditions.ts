@@ -2,7 +2,7 @@ import type { ExchangeOutcome } from '../exchange/outcome.js'
 import { isThenable } from '../foreign.js'
 import type { BackgroundTask } from '../tasks/background-task.js'
 import type { TaskList } from '../tasks/task-list.js'
-import type { AddedOptions, TaskCondition } from '../tasks/task-options.js'
+import type { TaskCondition } from '../tasks/task-options.js'
 
 /** Decides which tasks run for an outcome. */
 export class Conditions {
@@ -19,8 +19,7 @@ export class Conditions {
   reasonToSkip (list: TaskList, task: BackgroundTask, outcome: ExchangeOutcome | undefined): string | undefined {
     if (list.isStopped) return 'a task before it failed, and stopOnError is set'
     if (outcome === undefined) return undefined
-    const { options } = task
-    const when = options === undefined ? this.#default : this.of(options)
+    const when = this.of(task)
     if (when === 'always') return undefined
     if (when === 'success') return outcome.failed ? 'the exchange failed, and its `when` is \'success\'' : undefined
     if (when === 'error') return outcome.failed ? undefined : 'the exchange did not fail, and its `when` is \'error\''
@@ -31,7 +30,8 @@ export class Conditions {
   }
 
   /** The condition of a task. The nearest `when` decides. Without any, a task that was added while a failure was handled always runs. */
-  of ({ when, isForFailure }: AddedOptions): TaskCondition {
-    return when ?? (isForFailure === true && this.#own === undefined ? 'always' : this.#default)
+  of ({ options }: BackgroundTask): TaskCondition {
+    if (options === undefined) return this.#default
+    return options.when ?? (options.isForFailure === true && this.#own === undefined ? 'always' : this.#default)
   }
 }

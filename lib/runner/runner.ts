@@ -5,7 +5,7 @@ import type { ExchangeOutcome } from '../exchange/outcome.js'
 import { attempt } from '../foreign.js'
 import type { BackgroundTask } from '../tasks/background-task.js'
 import type { ListOwner, TaskList } from '../tasks/task-list.js'
-import type { AddedOptions, TaskCondition } from '../tasks/task-options.js'
+import type { TaskCondition } from '../tasks/task-options.js'
 import { Conditions } from './conditions.js'
 import type { Gate } from './gate.js'
 import { Ledger, type TaskStats } from './ledger.js'
@@ -61,9 +61,9 @@ export class Runner implements ListOwner {
     return this.ledger.stats(this.open)
   }
 
-  /** The condition under which a task with these options runs. */
-  conditionOf (options: AddedOptions | undefined): TaskCondition {
-    return this.#conditions.of(options ?? {})
+  /** The condition under which the task runs. */
+  conditionOf (task: BackgroundTask): TaskCondition {
+    return this.#conditions.of(task)
   }
 
   /** A task was put on the list. */

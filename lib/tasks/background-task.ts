@@ -1,7 +1,6 @@
 import { AsyncResource } from 'node:async_hooks'
 import { randomUUID } from 'node:crypto'
 import { inspect } from 'node:util'
-import type { FastifyBaseLogger } from 'fastify'
 import { FST_BGT_INVALID_TASK, markOurs, typeOf } from '../errors.js'
 import { adopt, isFunction, isInstance, isNative } from '../foreign.js'
 import { nameOf, type LastFunction } from './last-function.js'
@@ -113,11 +112,6 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
   toBindings (): TaskBindings {
     const { id, name } = this
     return { id, name }
-  }
-
-  /** @internal The logger that the task brings along. */
-  get log (): FastifyBaseLogger | undefined {
-    return undefined
   }
 
   /** @internal */

@@ -12,6 +12,11 @@ import { TaskQueue } from './task-queue.js'
  */
 export type ListPhase = 'waiting' | 'queued' | 'running' | 'idle'
 
+/** A task that brings a logger along. */
+interface LoggingTask extends BackgroundTask {
+  readonly log: FastifyBaseLogger | undefined
+}
+
 /** The owner of a list, who runs it. */
 export interface ListOwner {
   /** The app's logger. */
@@ -47,7 +52,7 @@ export class TaskList extends TaskQueue implements TaskOwner {
   #cleanups: BackgroundTask[] | undefined
   #onEnd: (() => void) | undefined
   /** The one task of a list that has no request. The task has the logger of the request that it comes from. */
-  #onlyTask: BackgroundTask | undefined
+  #onlyTask: LoggingTask | undefined
 
   /** @param request whose tasks they are; without one the list waits for no exchange */
   constructor (owner: ListOwner, request: FastifyRequest | undefined) {
@@ -181,7 +186,7 @@ export class TaskList extends TaskQueue implements TaskOwner {
   // Tasks and cleanups
 
   /** Adds the only task of a list that has no request. */
-  pushOnly (task: BackgroundTask): void {
+  pushOnly (task: LoggingTask): void {
     this.#onlyTask = task
     this.push(task)
   }

@@ -100,7 +100,8 @@ export abstract class TaskQueue {
   protected letCancelledGo (): void {
     this.#cancelled++
     if (this.#cancelled <= SHORT || 2 * this.#cancelled < this.#tasks.length - this.#head) return
-    this.#tasks = this.#tasks.slice(this.#head).filter(task => task?.state === 'pending')
+    // After the head no slot is empty.
+    this.#tasks = (this.#tasks.slice(this.#head) as BackgroundTask[]).filter(({ state }) => state === 'pending')
     this.#head = 0
     this.#cancelled = 0
   }
