@@ -586,23 +586,15 @@ t.test('what Fastify refuses to send after the last onSend hook promises nothing
   await consumed.text()
   const locked = new ReadableStream()
   locked.getReader()
-  const refused: Record<string, [unknown, string]> = {
-    '/object': [{}, 'FST_ERR_REP_INVALID_PAYLOAD_TYPE'],
-    '/response': [consumed, 'FST_ERR_REP_RESPONSE_BODY_CONSUMED'],
-    '/locked': [locked, 'FST_ERR_REP_READABLE_STREAM_LOCKED']
-  }
+  const refused: Record<string, unknown> = { '/object': {}, '/response': consumed, '/locked': locked }
   const sent: Record<string, unknown> = {
     '/text': 'x', '/buffer': Buffer.from('x'), '/null': null, '/new': new Response('x'), '/empty': new Response(null), '/web': new Response('x').body
   }
   app.get('*', async (request, reply) => {
     request.backgroundTasks.addTask(job, request.url)
-    return reply.type('text/html').send(refused[request.url]?.[0] ?? sent[request.url])
+    return reply.type('text/html').send(refused[request.url] ?? sent[request.url])
   })
-  for (const [url, [, code]] of Object.entries(refused)) {
-    const { statusCode, body } = await app.inject(url)
-    t.equal(statusCode, 500, url)
-    t.match(body, code)
-  }
+  for (const url of Object.keys(refused)) t.equal((await app.inject(url)).statusCode, 500, url)
   await app.backgroundTasks.idle()
   t.same(engine.stored, [])
   for (const url of Object.keys(sent)) t.equal((await app.inject(url)).statusCode, 200, url)
