@@ -19,7 +19,7 @@ import type { AddedOptions } from './task-options.js'
 export type TaskState = 'pending' | 'running' | 'succeeded' | 'failed' | 'skipped' | 'abandoned' | 'enqueued'
 
 /** A placeholder in the place of a function, for {@link BackgroundTask.of}. */
-const checkedAlready = (): void => {}
+const checkedAlready = Symbol('checked already') as unknown as TaskFunction<[]>
 
 /** What a log line tells of a task. The arguments are never part of it. */
 export interface TaskBindings {

@@ -193,7 +193,7 @@ export class TaskList extends TaskQueue implements TaskOwner {
 
   /** The time by `performance.now()` until which the list does nothing, if all tasks that are left wait for their time. */
   get restsUntil (): number | undefined {
-    return this.#phase === 'idle' ? this.nextComesAt : undefined
+    return this.nextComesAt(this.#phase === 'idle')
   }
 
   addCleanup (cleanup: BackgroundTask): void {

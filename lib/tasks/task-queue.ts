@@ -72,9 +72,9 @@ export abstract class TaskQueue {
     return this.#isStoring || (this.#delays?.size ?? 0) > 0
   }
 
-  /** The time by `performance.now()` when the first task comes back, if all tasks that are left wait for their time. */
-  protected get nextComesAt (): number | undefined {
-    if (this.#isStoring || this.#delays === undefined) return undefined
+  /** The time by `performance.now()` when the first task comes back, if the list is idle and all tasks that are left wait for their time. */
+  protected nextComesAt (isIdle: boolean): number | undefined {
+    if (!isIdle || this.#isStoring || this.#delays === undefined) return undefined
     let first = Infinity
     for (const { endsAt } of this.#delays.values()) first = Math.min(first, endsAt)
     return first
