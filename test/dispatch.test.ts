@@ -617,3 +617,19 @@ t.test('the id of a request is a text wherever its job runs, whatever genReqId r
   t.same(seen, ['7'])
   t.match(engine.stored, [[{ requestId: '7' }]])
 })
+
+t.test('an engine that rejects with an error that cannot be read is a 503 as any other, and the process hears nothing', async t => {
+  const unhandled: unknown[] = []
+  const note = (error: unknown): void => { unhandled.push(error) }
+  process.on('unhandledRejection', note)
+  t.teardown(() => { process.removeListener('unhandledRejection', note) })
+  const { app, engine } = await onStub(t)
+  engine.onEnqueue = async () => { throw Object.defineProperty(new Error(), 'message', { get () { throw new Error('no') } }) }
+  app.get('/', async request => { request.backgroundTasks.addTask(job, 'x') })
+  const { statusCode, headers, body } = await app.inject('/')
+  t.equal(statusCode, 503)
+  t.equal(headers['retry-after'], '1')
+  t.match(body, 'FST_BGT_ENGINE_UNAVAILABLE')
+  await turn()
+  t.same(unhandled, [])
+})

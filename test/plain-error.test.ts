@@ -17,3 +17,10 @@ t.test('an error without a message is told by the first error that it holds, by 
   t.equal(plainError(undefined).message, 'undefined')
   t.equal(plainError(null, 'said otherwise').message, 'said otherwise')
 })
+
+t.test('an error that cannot be read is still an error with a message', async t => {
+  const hostile = { get message (): string { throw new Error('no') }, get code (): string { throw new Error('no') } }
+  t.equal(plainError(hostile).message, 'an error that cannot be read')
+  t.equal(plainError(Object.create(null)).message, 'an error that cannot be read')
+  t.strictSame(Object.entries(plainError(hostile, 'said otherwise')), [])
+})

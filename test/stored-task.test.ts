@@ -1,6 +1,6 @@
 import t from 'tap'
 import type { Job } from '../lib/engines/engine.js'
-import { fromStored, headersOf, timeOf, toIso, toJobError, toStored, toStoredText } from '../lib/engines/stored-task.js'
+import { fromStored, headersOf, timeOf, readJobError, toIso, toStored, toStoredText } from '../lib/engines/stored-task.js'
 
 const job: Job = {
   id: 'id', task: 'note', text: '{"to":"ada"}', payload: { to: 'ada' }, delayMs: 0, keyed: false, enqueuedAt: 1, headers: {}, requestId: undefined
@@ -45,7 +45,7 @@ t.test('a time that no Date can hold is no time', async t => {
 })
 
 t.test('an error that another program stored has a name and a message all the same', async t => {
-  t.strictSame(toJobError({ name: 'RangeError', message: 'no', code: 'E_NO', stack: 'secret' }, 'lost'), { name: 'RangeError', message: 'no', code: 'E_NO' })
-  t.strictSame(toJobError({ code: 7 }, 'lost'), { name: 'Error', message: 'lost' })
-  t.strictSame(toJobError('a stack', 'lost'), { name: 'Error', message: 'lost' })
+  t.strictSame(readJobError({ name: 'RangeError', message: 'no', code: 'E_NO', stack: 'secret' }, 'lost'), { name: 'RangeError', message: 'no', code: 'E_NO' })
+  t.strictSame(readJobError({ code: 7 }, 'lost'), { name: 'Error', message: 'lost' })
+  t.strictSame(readJobError('a stack', 'lost'), { name: 'Error', message: 'lost' })
 })

@@ -117,11 +117,11 @@ export class BackgroundTasks implements TaskAdder {
 
   /** @internal */
   exchangeEnded (): void {
-    this.#storeUnawaited(this.#exchange.currentOutcome())
+    this.#storeUnawaited(this.#exchange.outcome)
     this.#intake.runner.exchangeEnded(this.#list)
   }
 
-  #storeUnawaited (outcome: ExchangeOutcome): void {
+  #storeUnawaited (outcome: ExchangeOutcome | undefined): void {
     const promised = this.#takePromised()
     if (promised !== undefined) this.#intake.dispatch?.storeUnawaited(this.#list, promised.map(({ task }) => task), outcome)
   }

@@ -74,7 +74,7 @@ export function toIso (time: unknown): string | undefined {
  * Reads the error of an attempt. Other workers, and the libraries themselves, store errors of other shapes.
  * @param message the message, where none was stored
  */
-export function toJobError (stored: unknown, message: string): JobError {
+export function readJobError (stored: unknown, message: string): JobError {
   const found: Record<string, unknown> = isObject(stored) ? stored : {}
   return {
     name: typeof found['name'] === 'string' ? found['name'] : 'Error',

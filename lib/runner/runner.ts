@@ -277,7 +277,6 @@ export class Runner implements ListOwner {
 
   #finish (list: TaskList): void {
     list.becomeIdle()
-    this.ledger.lastFunction.forget()
     this.#turns.releaseSeat(list)
     this.#leave(list)
     list.end()
@@ -285,6 +284,7 @@ export class Runner implements ListOwner {
 
   #leave (list: TaskList): void {
     this.open.delete(list)
+    this.ledger.lastFunction.forget()
     this.#notify()
   }
 

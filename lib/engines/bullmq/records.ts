@@ -1,7 +1,7 @@
 /** Reads the record of a task from its job in Redis. */
 import type { Redis } from 'ioredis'
 import type { JobError, JobRecord, JobState, Json, TaskSpec } from '../engine.js'
-import { toIso, toJobError } from '../stored-task.js'
+import { readJobError, toIso } from '../stored-task.js'
 import { endedAttempts, type TaskQueue } from './jobs.js'
 
 /** The fields of a job's hash that a record is made of. The payload is not one of them. */
@@ -61,7 +61,7 @@ function stateOf (found: Record<'succeeded' | 'failed' | 'delayed' | 'running', 
 /** The worker of another program stores stacks, where a worker of this package stores the error as JSON. */
 function errorOf (stacktrace: string | null | undefined, failedReason: string | null | undefined): JobError {
   const stacks = fromJson(stacktrace)
-  return toJobError(Array.isArray(stacks) ? fromJson(stacks.at(-1)) : undefined, failedReason ?? '')
+  return readJobError(Array.isArray(stacks) ? fromJson(stacks.at(-1)) : undefined, failedReason ?? '')
 }
 
 function fromJson (text: unknown): unknown {

@@ -1,7 +1,7 @@
 /** Tasks as jobs of pg-boss: what is stored, and how a job and its record are read. */
 import type { JobInsert, JobWithMetadata } from 'pg-boss'
 import type { Delivery, Job, JobError, JobRecord, JobState, Json } from '../engine.js'
-import { fromStored, isObject, toIso, toJobError, toStored } from '../stored-task.js'
+import { fromStored, isObject, readJobError, toIso, toStored } from '../stored-task.js'
 
 /** A job as a queue hands it out. */
 export interface FetchedJob {
@@ -75,5 +75,5 @@ function toState ({ state, startAfter }: JobWithMetadata<unknown>, attempt: numb
 
 /** The error that was stored with a verdict, or pg-boss's own, which pg-boss wraps when it has ended a job by itself. */
 function toError (output: unknown): JobError {
-  return toJobError(isObject(output) && isObject(output['value']) ? output['value'] : output, 'its process was lost')
+  return readJobError(isObject(output) && isObject(output['value']) ? output['value'] : output, 'its process was lost')
 }
