@@ -269,6 +269,24 @@ t.test('what an engine delivers runs, and what was added before', async t => {
   t.equal(tasks.added.length, 1)
 })
 
+t.test('a job that was added before the recording is stored with its reply, and one that was added after it is recorded', async t => {
+  const engine = new StubEngine()
+  const { app } = await start(t, { tasks: [job], engine })
+  let recorder: TaskRecorder | undefined
+  app.get('/', async (request, reply) => {
+    request.backgroundTasks.addTask(job, { at: 'before' })
+    recorder = recordTasks(app)
+    request.backgroundTasks.addTask(job, { at: 'after' })
+    return reply.code(202).send()
+  })
+  t.equal((await app.inject('/')).statusCode, 202)
+  t.match(engine.stored, [[{ payload: { at: 'before' } }]])
+  t.match(recorder?.added, [{ payload: { at: 'after' } }])
+  recorder?.clear()
+  await app.backgroundTasks.idle()
+  t.match(app.backgroundTasks.stats, { pending: 0, enqueued: 1, skipped: 1 })
+})
+
 t.test('app.close() waits for nothing that is recorded, names nothing, and runs cleanups', async t => {
   const { logger, logs } = collectLogs()
   const app = Fastify({ logger })

@@ -1,6 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import type { AnyTaskDefinition } from '../definitions/define-task.js'
 import type { DefinedTask } from '../definitions/defined-task.js'
+import type { Dispatch } from '../dispatch/dispatch.js'
 import { FST_BGT_CLOSED } from '../errors.js'
 import type { Exchange } from '../exchange/exchange.js'
 import type { ExchangeOutcome } from '../exchange/outcome.js'
@@ -18,6 +19,8 @@ interface Promised {
   readonly task: DefinedTask
   /** The task's condition, which is kept here because a task that has ended has no options any more. */
   readonly when: TaskCondition
+  /** The way to the engine that is to store the task. Undefined if the task runs here. */
+  readonly dispatch: Dispatch | undefined
 }
 
 /** A request's tasks. They run in the order added, one at a time, after the exchange (the request and its response) has ended. */
@@ -82,10 +85,10 @@ export class BackgroundTasks implements TaskAdder {
   }
 
   /** @internal */
-  promise (task: DefinedTask): boolean {
+  promise (task: DefinedTask, dispatch: Dispatch | undefined): boolean {
     if (this.#hasReplied) return false
     this.#promised ??= []
-    this.#promised.push({ task, when: this.#intake.runner.conditionOf(task) })
+    this.#promised.push({ task, when: this.#intake.runner.conditionOf(task), dispatch })
     return true
   }
 
@@ -109,7 +112,7 @@ export class BackgroundTasks implements TaskAdder {
     const promised = this.#takePromised()
     if (promised === undefined) return undefined
     const outcome = this.#exchange.currentOutcome()
-    const storing = this.#intake.dispatch?.store(this.#list, promised.map(({ task }) => task), outcome)
+    const storing = this.#store(promised, outcome)
     if (!promised.some(({ task, when }) => task.state === 'abandoned' && wouldRun(when, outcome))) return storing
     storing?.catch(() => {})
     return Promise.reject(new FST_BGT_CLOSED('addTask'))
@@ -123,7 +126,13 @@ export class BackgroundTasks implements TaskAdder {
 
   #storeUnawaited (outcome: ExchangeOutcome | undefined): void {
     const promised = this.#takePromised()
-    if (promised !== undefined) this.#intake.dispatch?.storeUnawaited(this.#list, promised.map(({ task }) => task), outcome)
+    // A failure is logged with its task.
+    if (promised !== undefined) this.#store(promised, outcome)?.catch(() => {})
+  }
+
+  #store (promised: readonly Promised[], outcome: ExchangeOutcome | undefined): Promise<void> | undefined {
+    const waiting = promised.filter(({ dispatch }) => dispatch !== undefined)
+    return waiting[0]?.dispatch?.store(this.#list, waiting.map(({ task }) => task), outcome)
   }
 
   /** Takes the tasks that the reply promises. From now on a task is stored when it is added. */

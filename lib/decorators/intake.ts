@@ -15,9 +15,10 @@ import type { AddedOptions, TaskOptions } from '../tasks/task-options.js'
 export interface ReplyPromises {
   /**
    * Lets the reply promise the task.
+   * @param dispatch the way to the engine that is to store the task; undefined if the task runs here
    * @returns whether the task is stored together with the reply, and not now
    */
-  promise: (task: DefinedTask) => boolean
+  promise: (task: DefinedTask, dispatch: Dispatch | undefined) => boolean
 }
 
 /** A test's recorder, which is told of each added task and keeps it from running. */
@@ -114,7 +115,7 @@ export class Intake {
     if (!runner.isClosed) runner.ledger.admit()
     const task = jobs.make(definition, payload, jobOptions, optionsNow(list, options), list.request)
     task.attachTo(list, undefined)
-    const isStoredWithReply = reply?.promise(task) === true
+    const isStoredWithReply = reply?.promise(task, dispatch) === true
     if (runner.isClosed) {
       runner.ledger.refused(list, task)
     } else if (dispatch === undefined) {
