@@ -34,9 +34,10 @@ declare module 'fastify' {
 async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBackgroundTasksOptions): Promise<void> {
   if (app.hasDecorator('backgroundTasks')) throw new FST_BGT_ALREADY_REGISTERED()
   const resolved = resolveOptions(options)
-  const { tasks, engine, waitUntil, closeTimeout, ambient } = resolved
+  const { tasks, engine, waitUntil, closeTimeout, ambient, threads, worker, fallback } = resolved
   const definitions = new Definitions(tasks, schemaCompiler(app.getSchemas()))
-  const jobs = new Jobs(app, definitions, engine ?? LOCAL)
+  definitions.refuseUnrunnable({ runsHere: engine === undefined || fallback !== undefined, consumes: engine !== undefined && worker !== false, threads })
+  const jobs = new Jobs(app, definitions, engine ?? LOCAL, threads)
   const runner = new Runner(resolved, app.log)
   const isRecording = (): boolean => intake.recorder !== undefined
   const dispatch = engine && connectEngine(app, engine, { runner, jobs, definitions: definitions.all, options: resolved, isRecording })
@@ -87,10 +88,13 @@ export default backgroundTasks
 export { backgroundTasks, backgroundTasks as fastifyBackgroundTasks }
 export { BackgroundTask } from './tasks/background-task.js'
 export { defineTask } from './definitions/define-task.js'
+export { declareTask } from './definitions/declare-task.js'
 export type { TaskState } from './tasks/background-task.js'
 export type { AddedArgs, AddedTask, JobArgs, TaskAdder } from './decorators/task-adder.js'
 export type { OverloadedArgs, OverloadedFunction, TaskFunction } from './tasks/task-function.js'
-export type { AnyTaskDefinition, DefineTask, FailedTaskContext, RetryPolicy, TaskContext, TaskDefinition, TaskDefinitionOptions } from './definitions/define-task.js'
+export type { AnyTaskDefinition, DefineTask, FailedTaskContext, RetryPolicy, TaskContext, TaskDeclarationOptions, TaskDefinition, TaskDefinitionOptions, TaskFailureOptions, TaskFileOptions } from './definitions/define-task.js'
+export type { DeclareTask, TaskDeclaration } from './definitions/declare-task.js'
+export type { ThreadPool } from './definitions/thread.js'
 export type { JobOptions } from './definitions/jobs.js'
 export type { EnqueueOptions, IdleOptions, TaskRecord } from './decorators/app-background-tasks.js'
 export type { StandardSchema } from './definitions/standard-schema.js'

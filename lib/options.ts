@@ -1,5 +1,6 @@
 import type { FastifyRequest } from 'fastify'
 import type { AnyTaskDefinition } from './definitions/define-task.js'
+import type { ThreadPool } from './definitions/thread.js'
 import type { EngineOptions } from './dispatch/connect-engine.js'
 import type { TaskEngine } from './engines/engine.js'
 import { BOOLEAN, check, COUNT, DELAY, DURATION, FUNCTION, LIMIT, OBJECT, type Rules } from './rules.js'
@@ -111,6 +112,13 @@ export interface FastifyBackgroundTasksOptions {
    * @default false
    */
   readonly ambient?: boolean | undefined
+
+  /**
+   * The pool of threads for definitions that have a `file`: an instance of `piscina`, or anything with its `run(task, { filename, signal })`.
+   * You close it yourself, in an `onClose` hook: the tasks have ended by then.
+   * @default none
+   */
+  readonly threads?: ThreadPool | undefined
 }
 
 /** The options with their defaults. */
@@ -120,6 +128,11 @@ export interface ResolvedOptions extends RunnerOptions, EngineOptions {
   readonly engine: TaskEngine<unknown> | undefined
   readonly waitUntil: FastifyBackgroundTasksOptions['waitUntil']
   readonly ambient: boolean
+  readonly threads: ThreadPool | undefined
+}
+
+function isThreadPool (value: unknown): boolean {
+  return OBJECT.test(value) && FUNCTION.test((value as { run?: unknown }).run)
 }
 
 function isEngine (value: unknown): boolean {
@@ -141,7 +154,8 @@ const PLUGIN_RULES: Rules = {
   enqueueTimeout: DURATION,
   fallback: { accepts: '\'local\'', test: value => value === 'local' },
   waitUntil: FUNCTION,
-  ambient: BOOLEAN
+  ambient: BOOLEAN,
+  threads: { accepts: 'a pool of threads with a method run(task, { filename, signal }), as new Piscina() makes one', test: isThreadPool, isSecret: true }
 }
 
 /**
@@ -179,7 +193,8 @@ export function resolveOptions (options: FastifyBackgroundTasksOptions): Resolve
     slowTask: options.slowTask,
     closeTimeout: options.closeTimeout ?? 8000,
     waitUntil: options.waitUntil,
-    ambient: options.ambient ?? false
+    ambient: options.ambient ?? false,
+    threads: options.threads
   }
 }
 

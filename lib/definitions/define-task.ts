@@ -1,8 +1,10 @@
+import { isAbsolute } from 'node:path'
+import { pathToFileURL } from 'node:url'
 import type { FastifyBaseLogger, FastifyInstance, FastifyTypeProvider } from 'fastify'
 import { CONDITION, type TaskCondition } from '../tasks/task-options.js'
 import { check, COUNT, DURATION, FUNCTION, NAME, OBJECT, SECONDS, DELAY, type Rule, type Rules } from '../rules.js'
 import { FST_BGT_INVALID_OPTION, markOurs } from '../errors.js'
-import { isThenable } from '../foreign.js'
+import { isInstance, isThenable, readOr } from '../foreign.js'
 import { isStandardSchema, type InferInput, type InferOutput, type StandardSchema } from './standard-schema.js'
 
 /** The second argument of a handler, after the payload. */
@@ -57,8 +59,8 @@ export interface RetryPolicy {
   readonly when?: ((error: unknown) => boolean) | undefined
 }
 
-/** The options of `defineTask`, beside the schema of the payload. */
-export interface TaskDefinitionOptions<Payload, Result> {
+/** What a task is, wherever it runs: the options of `declareTask`, beside the schema of the payload. */
+export interface TaskDeclarationOptions {
   /** The name of the task, and of its queue in an engine: 1 to 128 letters, digits, `-`, `_` and `.`. */
   readonly name: string
   /** Milliseconds for one attempt. An attempt that takes longer has failed with `FST_BGT_TIMEOUT`. @default the plugin's `timeout` */
@@ -74,14 +76,45 @@ export interface TaskDefinitionOptions<Payload, Result> {
     /** Seconds for a task that has `failed`. @default 604800 */
     readonly failed?: number | undefined
   } | undefined
+}
 
-  /** Runs one attempt. What this returns, as JSON, is the result of the task. */
-  handler (payload: Payload, context: TaskContext): Result | Promise<Result>
+/** What is done when a task has failed for good. */
+export interface TaskFailureOptions<Payload> {
   /**
    * Called once, when the task has failed for good after an attempt. Not called for a payload that a worker found invalid. An error of this
    * function is only logged.
    */
   onFailed? (payload: Payload, error: unknown, context: FailedTaskContext): void | Promise<void>
+}
+
+/** The options of `defineTask`, beside the schema of the payload. */
+export interface TaskDefinitionOptions<Payload, Result> extends TaskDeclarationOptions, TaskFailureOptions<Payload> {
+  /** Runs one attempt. What this returns, as JSON, is the result of the task. */
+  handler (payload: Payload, context: TaskContext): Result | Promise<Result>
+}
+
+/** The options of `defineTask` for CPU-bound work, beside the schema of the payload. */
+export interface TaskFileOptions<Payload> extends TaskDeclarationOptions, TaskFailureOptions<Payload> {
+  /**
+   * A `file:` URL or an absolute path, in place of `handler`: a module whose default export is
+   * `(payload, { id, attempt, headers, requestId }) => result`. It runs in a thread of the pool that the option `threads` of `register` is.
+   */
+  readonly file: URL | string
+}
+
+/** Options of `defineTask` and `declareTask`, as they are checked. */
+interface AnyOptions extends TaskDeclarationOptions, TaskFailureOptions<never> {
+  readonly payload?: unknown
+  handler? (payload: never, context: TaskContext): unknown
+  readonly file?: URL | string
+}
+
+/** The declarations of the definitions that were made of one. */
+const declarations = new WeakMap<object, object>()
+
+/** What two definitions have in common if they are the same task: the declaration that both come from. */
+export function declarationOf (definition: AnyTaskDefinition): object {
+  return declarations.get(definition) ?? definition
 }
 
 /**
@@ -108,16 +141,23 @@ export class TaskDefinition<in Payload = never, out Result = unknown> {
 
   /** Seconds for which the record of an ended task is kept. */
   readonly keep: { readonly succeeded: number, readonly failed: number }
-  /** Runs one attempt. */
-  readonly handler: (payload: never, context: TaskContext) => unknown
+  /** Runs one attempt. Undefined for a task that has a `file`, and for one that is only declared. */
+  readonly handler: ((payload: never, context: TaskContext) => unknown) | undefined
+  /** The URL of the module that runs in a thread. Undefined for a task that has a `handler`, and for one that is only declared. */
+  readonly file: string | undefined
   /** Called once, when the task has failed for good after an attempt. */
   readonly onFailed: ((payload: never, error: unknown, context: FailedTaskContext) => void | Promise<void>) | undefined
   /** The types of the payload and of the result. This property does not exist at run time. @hidden */
   declare readonly '~types'?: { readonly payload: (payload: Payload) => void, readonly result: Result }
 
-  /** @internal */
-  constructor (options: TaskDefinitionOptions<never, unknown> & { readonly payload?: unknown }) {
-    checkDefinition(options)
+  /**
+   * @internal
+   * @param where the function that was called, for errors
+   * @param declaration what the task was declared by
+   */
+  constructor (options: AnyOptions, where: 'defineTask' | 'declareTask' | 'handledBy' = 'defineTask', declaration?: object) {
+    checkDefinition(options, where)
+    if (declaration !== undefined) declarations.set(this, declaration)
     const { name, payload, timeout, when, retry, keep } = options
     const { type = 'exponential', delay = 1_000, maxDelay = 60_000 } = retry?.backoff ?? {}
     this.name = name
@@ -127,8 +167,9 @@ export class TaskDefinition<in Payload = never, out Result = unknown> {
     this.retry = { attempts: retry?.attempts ?? 3, backoff: { type, delay, maxDelay }, when: retry?.when }
     this.keep = { succeeded: keep?.succeeded ?? 3_600, failed: keep?.failed ?? 604_800 }
     // These functions stay as they were checked, whatever becomes of the caller's object. Their `this` is that object, as in its methods.
-    const { handler, onFailed } = options
-    this.handler = (payload, context) => Reflect.apply(handler, options, [payload, context]) as unknown
+    const { handler, file, onFailed } = options
+    this.handler = handler === undefined ? undefined : (payload, context) => Reflect.apply(handler, options, [payload, context]) as unknown
+    this.file = file === undefined ? undefined : hrefOf(file)
     this.onFailed = onFailed === undefined ? undefined : (payload, error, context) => Reflect.apply(onFailed, options, [payload, error, context]) as void | Promise<void>
   }
 
@@ -153,6 +194,12 @@ export type AnyTaskDefinition = TaskDefinition<never, unknown>
  * @throws FST_BGT_INVALID_OPTION with the option, what was passed and what is accepted
  */
 export interface DefineTask {
+  /** With a file in place of a handler, and a Standard Schema. */
+  <S extends StandardSchema>(options: { readonly payload: S } & TaskFileOptions<InferOutput<S>>): TaskDefinition<InferInput<S>>
+  /** With a file in place of a handler, and a schema of `@sinclair/typebox`. */
+  <S extends { static: unknown }>(options: { readonly payload: S } & TaskFileOptions<S['static']>): TaskDefinition<S['static']>
+  /** With a file in place of a handler, and plain JSON Schema or no schema: the type of the payload is written by hand. */
+  <Payload>(options: { readonly payload?: object } & TaskFileOptions<Payload>): TaskDefinition<Payload>
   /** With a Standard Schema (zod, valibot, arktype, …). `addTask` takes the schema's input, and the handler gets its output. */
   <S extends StandardSchema, Result>(
     options: { readonly payload: S } & TaskDefinitionOptions<InferOutput<S>, Result>
@@ -178,7 +225,7 @@ export interface DefineTask {
   ) => TaskDefinition<(Provider & { schema: S })['validator'], Result>
 }
 
-const define = (options: TaskDefinitionOptions<never, unknown>): AnyTaskDefinition => new TaskDefinition(options)
+const define = (options: AnyOptions): AnyTaskDefinition => new TaskDefinition(options)
 
 /**
  * Defines a task that has a name. Its payload is checked and takes a JSON round trip, its failed attempts are retried, and it can be moved
@@ -206,18 +253,20 @@ const DEFINITION_RULES: Rules = {
   when: CONDITION,
   keep: { ...OBJECT, accepts: 'an object of succeeded and failed, in seconds' },
   handler: FUNCTION,
+  file: { accepts: 'a file: URL or an absolute path', test: value => hrefOf(value) !== undefined },
   onFailed: FUNCTION
 }
+const { handler: _handler, file: _file, onFailed: _onFailed, ...DECLARATION_RULES } = DEFINITION_RULES
 const RETRY_RULES: Rules = { attempts: COUNT, backoff: { ...OBJECT, accepts: 'an object of type, delay and maxDelay, in milliseconds' }, when: FUNCTION }
 const BACKOFF_TYPE: Rule = { accepts: '\'exponential\' or \'fixed\'', test: value => value === 'exponential' || value === 'fixed' }
 const BACKOFF_RULES: Rules = { type: BACKOFF_TYPE, delay: DELAY, maxDelay: DELAY }
 const KEEP_RULES: Rules = { succeeded: SECONDS, failed: SECONDS }
 
-function checkDefinition (options: TaskDefinitionOptions<never, unknown> & { readonly payload?: unknown }): void {
-  check('defineTask', options, DEFINITION_RULES)
-  for (const name of ['name', 'handler'] as const) {
-    if (options[name] === undefined) throw new FST_BGT_INVALID_OPTION(`defineTask needs the option "${name}"; received ${Object.keys(options).join(', ') || 'none'}`)
-  }
+function checkDefinition (options: AnyOptions, caller: string): void {
+  check(caller, options, caller === 'declareTask' ? DECLARATION_RULES : DEFINITION_RULES)
+  const { name, handler, file } = options
+  const needs = name === undefined ? '"name"' : caller === 'defineTask' && (handler === undefined) === (file === undefined) ? 'either "handler" or "file"' : undefined
+  if (needs !== undefined) throw new FST_BGT_INVALID_OPTION(`${caller} needs the option ${needs}; received ${Object.keys(options).join(', ') || 'none'}`)
   const where = `the task "${options.name}"`
   check(`retry of ${where}`, options.retry ?? {}, RETRY_RULES)
   check(`backoff of ${where}`, options.retry?.backoff ?? {}, BACKOFF_RULES)
@@ -225,6 +274,15 @@ function checkDefinition (options: TaskDefinitionOptions<never, unknown> & { rea
   if (isStandardSchema(options.payload) && isAsync(options.payload)) {
     throw new FST_BGT_INVALID_OPTION(`The option "payload" of ${where} accepts a synchronous schema, because addTask is synchronous; received an asynchronous one`)
   }
+}
+
+/** The URL of a file. Undefined for what is neither a `file:` URL nor an absolute path. */
+function hrefOf (file: unknown): string | undefined {
+  return readOr(undefined, () => {
+    const text = String(file)
+    if (isInstance(file, URL) || text.startsWith('file:')) return new URL(text).protocol === 'file:' ? new URL(text).href : undefined
+    return typeof file === 'string' && isAbsolute(file) ? pathToFileURL(file).href : undefined
+  })
 }
 
 /**

@@ -1,7 +1,7 @@
 import type { FastifyBaseLogger } from 'fastify'
 import type { AsyncResource } from 'node:async_hooks'
 import type { Job, JobError, JobRecord, JobState, Json, Verdict } from '../engines/engine.js'
-import { FST_BGT_INVALID_PAYLOAD } from '../errors.js'
+import { FST_BGT_INVALID_OPTION, FST_BGT_INVALID_PAYLOAD } from '../errors.js'
 import { attempt, isThenable } from '../foreign.js'
 import { BackgroundTask, type TaskBindings, type TaskState } from '../tasks/background-task.js'
 import type { LastFunction } from '../tasks/last-function.js'
@@ -12,6 +12,7 @@ import type { CompiledDefinition } from './definitions.js'
 import { StoredJob, type Envelope } from './envelope.js'
 import { toJobError } from './job-error.js'
 import { resultToJson } from './payload.js'
+import { runInThread, type ThreadPool } from './thread.js'
 
 /** A payload: JSON that was made here, or a value that an engine found. */
 export type JobInput = { readonly text: string } | { readonly found: unknown }
@@ -25,6 +26,8 @@ export interface TaskHistory {
 /** What a task needs of its app until it has ended. The record of an ended task holds no logger. */
 export interface TaskSurroundings extends Surroundings {
   readonly history: TaskHistory
+  /** The pool for tasks that have a file. */
+  readonly threads: ThreadPool | undefined
 }
 
 const NOTHING = { found: undefined }
@@ -215,8 +218,17 @@ export class DefinedTask extends BackgroundTask {
     const { definition } = this.compiled
     if (!this.#isAttempted) throw new Error('no attempt is left: the process that ran the last one died')
     // A task that has not ended has surroundings.
-    const { app } = this.#surroundings as TaskSurroundings
-    return definition.handler(this.#read() as never, new AttemptContext(this, this.log as FastifyBaseLogger, app))
+    const { app, threads } = this.#surroundings as TaskSurroundings
+    const { name, handler, file } = definition
+    if (handler === undefined && file === undefined) {
+      this.#refusal = new FST_BGT_INVALID_OPTION(`The task "${name}" is only declared in this process: what its handledBy returns can run`)
+      throw this.#refusal
+    }
+    const payload = this.#read()
+    const context = new AttemptContext(this, this.log as FastifyBaseLogger, app)
+    if (handler !== undefined) return handler(payload as never, context)
+    // An app whose tasks have files has threads, unless it only stores them, and then nothing is run here.
+    return runInThread(threads as ThreadPool, name, file as string, payload, context)
   }
 
   /** @throws FST_BGT_INVALID_PAYLOAD if the schema refuses what an engine found */
@@ -230,7 +242,7 @@ export class DefinedTask extends BackgroundTask {
   }
 
   #isRefused (error: unknown): boolean {
-    return error === this.#refusal && error instanceof FST_BGT_INVALID_PAYLOAD
+    return error === this.#refusal && (error instanceof FST_BGT_INVALID_PAYLOAD || error instanceof FST_BGT_INVALID_OPTION)
   }
 }
 

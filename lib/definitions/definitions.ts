@@ -1,4 +1,4 @@
-import { TaskDefinition, type AnyTaskDefinition } from './define-task.js'
+import { declarationOf, TaskDefinition, type AnyTaskDefinition } from './define-task.js'
 import { FST_BGT_DUPLICATE_TASK, FST_BGT_INVALID_OPTION, FST_BGT_UNKNOWN_TASK, PACKAGE, show, typeOf } from '../errors.js'
 import { isInstance } from '../foreign.js'
 import { payloadReader, type PayloadReader, type SchemaCompiler } from './payload.js'
@@ -24,6 +24,23 @@ export class Definitions {
     }
   }
 
+  /**
+   * Refuses definitions that this process would have to run and cannot.
+   * @param runsHere whether tasks may run in this process without an engine
+   * @param consumes whether this process runs the jobs of an engine
+   * @throws FST_BGT_INVALID_OPTION
+   */
+  refuseUnrunnable ({ runsHere, consumes, threads }: { readonly runsHere: boolean, readonly consumes: boolean, readonly threads: object | undefined }): void {
+    for (const { definition } of this.all) {
+      if (runsHere && isOnlyDeclared(definition)) {
+        throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: The option "tasks" of register has the declaration "${definition.name}", which has nothing to run: without an engine, and with fallback, this process runs the task. Pass what its handledBy returns`)
+      }
+      if ((runsHere || consumes) && definition.file !== undefined && threads === undefined) {
+        throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: The task "${definition.name}" has a file, which runs in a thread: pass a pool as the option "threads" of register, for example new Piscina()`)
+      }
+    }
+  }
+
   get all (): CompiledDefinition[] {
     return [...this.#compiled.values()]
   }
@@ -35,9 +52,14 @@ export class Definitions {
   /** @throws FST_BGT_UNKNOWN_TASK */
   require (definition: AnyTaskDefinition): CompiledDefinition {
     const compiled = this.#compiled.get(definition.name)
-    if (compiled?.definition === definition) return compiled
+    if (compiled !== undefined && declarationOf(compiled.definition) === declarationOf(definition)) return compiled
     throw new FST_BGT_UNKNOWN_TASK(definition.name, compiled === undefined
       ? `add it to the option "tasks" of register, which has ${[...this.#compiled.keys()].join(', ') || 'none'}`
       : 'it is another one of that name, so its module may have been loaded twice')
   }
+}
+
+/** Whether a task is declared, and nothing says how it runs. */
+export function isOnlyDeclared ({ handler, file }: AnyTaskDefinition): boolean {
+  return handler === undefined && file === undefined
 }

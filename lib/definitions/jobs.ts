@@ -12,6 +12,7 @@ import { requestIdOf } from '../engines/stored-task.js'
 import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from '../errors.js'
 import { History } from './history.js'
 import { toJson } from './payload.js'
+import type { ThreadPool } from './thread.js'
 import { check, DELAY, NAME, type Rules } from '../rules.js'
 
 /** Options of a task of a definition. */
@@ -42,10 +43,10 @@ export class Jobs {
   /** The surroundings of jobs that no request of this process has added. */
   readonly #outside: TaskSurroundings
 
-  constructor (app: FastifyInstance, definitions: Definitions, placement: Placement) {
+  constructor (app: FastifyInstance, definitions: Definitions, placement: Placement, threads: ThreadPool | undefined) {
     this.#definitions = definitions
     this.#placement = placement
-    this.#outside = { app, log: app.log, requestIdLabel: requestIdLabelOf(app), history: this.history }
+    this.#outside = { app, log: app.log, requestIdLabel: requestIdLabelOf(app), history: this.history, threads }
   }
 
   /**

@@ -1,5 +1,5 @@
 import type { FastifyInstance } from 'fastify'
-import type { CompiledDefinition } from '../definitions/definitions.js'
+import { isOnlyDeclared, type CompiledDefinition } from '../definitions/definitions.js'
 import type { Jobs } from '../definitions/jobs.js'
 import type { TaskEngine, TaskSpec } from '../engines/engine.js'
 import type { Runner } from '../runner/runner.js'
@@ -28,12 +28,13 @@ export interface EngineUser {
 export function connectEngine (app: FastifyInstance, engine: TaskEngine<unknown>, user: EngineUser): Dispatch {
   const { runner, jobs, definitions, options, isRecording } = user
   const { worker, enqueueTimeout, fallback } = options
+  const tasks = definitions.map(compiled => specOf(compiled, worker))
   const link = new EngineLink({
     engine,
-    tasks: definitions.map(compiled => specOf(compiled, worker)),
+    tasks,
     log: app.log,
     enqueueTimeout,
-    run: worker === false ? undefined : delivery => deliver(runner, jobs, delivery)
+    run: tasks.some(({ concurrency }) => concurrency > 0) ? delivery => deliver(runner, jobs, delivery) : undefined
   })
 
   app.addHook('onReady', async function backgroundTasksOnReady () {
@@ -43,8 +44,12 @@ export function connectEngine (app: FastifyInstance, engine: TaskEngine<unknown>
   return new Dispatch(runner, jobs.history, link, fallback === 'local')
 }
 
-function specOf ({ definition: { name, retry, timeout, keep } }: CompiledDefinition, worker: EngineOptions['worker']): TaskSpec {
-  const own = worker === false || !Object.hasOwn(worker.concurrency, name) ? undefined : worker.concurrency[name]
-  const concurrency = worker === false ? 1 : own ?? worker.defaultConcurrency
-  return { name, attempts: retry.attempts, timeout, keep, concurrency }
+function specOf ({ definition }: CompiledDefinition, worker: EngineOptions['worker']): TaskSpec {
+  const { name, retry, timeout, keep } = definition
+  return { name, attempts: retry.attempts, timeout, keep, concurrency: isOnlyDeclared(definition) ? 0 : concurrencyOf(name, worker) }
+}
+
+function concurrencyOf (name: string, worker: EngineOptions['worker']): number {
+  if (worker === false) return 0
+  return (Object.hasOwn(worker.concurrency, name) ? worker.concurrency[name] : undefined) ?? worker.defaultConcurrency
 }

@@ -17,7 +17,7 @@ export interface TaskSpec {
   readonly timeout: number | undefined
   /** Seconds for which the record of an ended job is kept. */
   readonly keep: { readonly succeeded: number, readonly failed: number }
-  /** The most jobs of this definition that the process runs at the same time, when it consumes. At least 1. */
+  /** The most jobs of this definition that the process runs at the same time. 0 if the process only stores them, so that it does not consume them. */
   readonly concurrency: number
 }
 

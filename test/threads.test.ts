@@ -1,0 +1,182 @@
+/** Definitions with a `file` run in a thread of the user's pool, in every placement. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { threadId } from 'node:worker_threads'
+import { Piscina } from 'piscina'
+import t from 'tap'
+import { declareTask, defineTask, type FastifyBackgroundTasksOptions, type JobRecord, type ThreadPool } from '../lib/index.js'
+import { recordTasks } from '../lib/testing.js'
+import { start, type Started } from './support/app.js'
+import { StubEngine } from './support/stub-engine.js'
+
+const at = (name: string): URL => new URL(`support/threads/${name}`, import.meta.url)
+interface Work { do?: string, ms?: number }
+const work = defineTask<Work>({ name: 'work', file: at('work.js'), retry: { attempts: 1 } })
+
+/** An app whose pool ends with it. */
+async function withThreads (t: Parameters<typeof start>[0], options: FastifyBackgroundTasksOptions = {}): Promise<Started & { pool: Piscina }> {
+  const pool = new Piscina({ maxThreads: 2 })
+  const started = await start(t, { tasks: [work], threads: pool, ...options })
+  started.app.addHook('onClose', async () => { await pool.destroy() })
+  return { ...started, pool }
+}
+
+async function ended ({ app }: Started, payload: Work, task = work): Promise<JobRecord | undefined> {
+  const { id } = await app.backgroundTasks.enqueue(task, payload)
+  await app.backgroundTasks.idle()
+  return await app.backgroundTasks.get(task, id)
+}
+
+t.test('a task with a file runs in another thread, and its record is that of any task', async t => {
+  const started = await withThreads(t)
+  started.app.post('/', async request => ({ id: request.backgroundTasks.addTask(work, {}).id }))
+  const reply = await started.app.inject({ method: 'POST', url: '/', headers: { traceparent: '00-1-2-01' } })
+  const { id } = reply.json<{ id: string }>()
+  await started.app.backgroundTasks.idle()
+  const record = await started.app.backgroundTasks.get(work, id)
+  t.match(record, { id, state: 'succeeded', attempt: 1, result: { context: { id, attempt: 1, headers: { traceparent: '00-1-2-01' }, requestId: 'req-1' } } })
+  t.not((record?.result as { threadId: number }).threadId, threadId)
+  t.match(await ended(started, { do: 'undefined' }), { state: 'succeeded', result: null })
+})
+
+t.test('the event loop is free while a file computes, and a timeout ends it', async t => {
+  const started = await withThreads(t, { timeout: 200 })
+  let turns = 0
+  const timer = setInterval(() => { turns++ }, 5)
+  const record = await ended(started, { do: 'block', ms: 60_000 })
+  clearInterval(timer)
+  t.match(record, { state: 'failed', error: { code: 'FST_BGT_TIMEOUT' } })
+  t.ok(turns > 5)
+  while (started.pool.threads.length > 1 || started.pool.queueSize > 0) await sleep(5)
+  t.match(await ended(started, {}), { state: 'succeeded' }, 'the pool goes on')
+})
+
+t.test('the deadline of a shutdown ends it', async t => {
+  const { app, pool, logs } = await withThreads(t, { closeTimeout: 200 })
+  await app.ready()
+  app.backgroundTasks.addTask(work, { do: 'block', ms: 60_000 })
+  while (pool.utilization === 0 && pool.queueSize === 0 && app.backgroundTasks.stats.running === 0) await sleep(5)
+  await app.close()
+  t.match(logs.find(({ level }) => level === 50), { msg: /^background tasks abandoned, because closeTimeout has passed.*: work$/ })
+})
+
+t.test('an error of a file has its name, message and code, and what is no JSON is not kept', async t => {
+  const started = await withThreads(t)
+  t.match(await ended(started, { do: 'throw' }), { state: 'failed', error: { name: 'RangeError', message: 'no', code: 'E_NO' } })
+  t.match(await ended(started, { do: 'throw text' }), { state: 'failed', error: { message: 'a string was thrown' } })
+  const odd = await ended(started, { do: 'not JSON' })
+  t.match(odd, { state: 'succeeded' })
+  t.equal(odd?.result, undefined)
+  t.match(started.logs.filter(({ level }) => level === 40), [{ msg: 'the result of a background task is not JSON: it is not kept', err: { message: /BigInt/ } }])
+})
+
+t.test('a file compiled to CommonJS runs; one that is missing, or exports no function, fails the attempt by name', async t => {
+  const files: Array<[file: URL | string, record: object]> = [
+    [at('compiled.cjs'), { state: 'succeeded', result: { compiled: {} } }],
+    [fileURLToPath(at('work.js')), { state: 'succeeded' }],
+    [at('work.js').href, { state: 'succeeded' }],
+    [at('missing.js'), { state: 'failed', error: { message: /missing\.js, the file of the task "other", cannot be loaded/ } }],
+    [at('none.js'), { state: 'failed', error: { name: 'TypeError', message: /^the default export of .*none\.js, the file of the task "other", is not a function$/ } }]
+  ]
+  for (const [file, record] of files) {
+    const other = defineTask<Work>({ name: 'other', file, retry: { attempts: 1 } })
+    t.match(await ended(await withThreads(t, { tasks: [other] }), {}, other), record, String(file))
+  }
+})
+
+t.test('jobs of an engine run in threads, too, and a recording runs them', async t => {
+  const engine = new StubEngine()
+  const { app } = await withThreads(t, { engine })
+  await app.ready()
+  t.match(await engine.deliver({ task: 'work', id: 'a', payload: {}, attempt: 1 }), { kind: 'done', result: { context: { id: 'a' } } })
+  t.match(await engine.deliver({ task: 'work', payload: { do: 'throw' } }), { kind: 'failed', error: { code: 'E_NO' } })
+  const recorded = await withThreads(t)
+  const tasks = recordTasks(recorded.app)
+  const { id } = await recorded.app.backgroundTasks.enqueue(work, {})
+  t.match(tasks.added, [{ name: 'work', payload: {} }])
+  await tasks.run()
+  t.match(await recorded.app.backgroundTasks.get(work, id), { state: 'succeeded' })
+})
+
+t.test('onFailed of a task with a file runs here, and threads that do not run the file are named', async t => {
+  const told: unknown[] = []
+  const failing = defineTask<Work>({ name: 'failing', file: at('work.js'), retry: { attempts: 2, backoff: { delay: 1 } }, onFailed (payload, error, { attempts }) { told.push(payload, (error as Error).name, attempts) } })
+  await ended(await withThreads(t, { tasks: [failing] }), { do: 'throw' }, failing)
+  t.strictSame(told, [{ do: 'throw' }, 'RangeError', 2])
+  const others: Array<[run: ThreadPool['run'], message: RegExp]> = [
+    [async () => undefined, /^the option "threads" has to run the file that it is given: its run resolved to undefined$/],
+    [async () => ({ json: 7 }), /has to run the file/],
+    [async () => { throw new Error('the pool is closed') }, /^the pool is closed$/],
+    [() => { throw new Error('the pool throws') }, /^the pool throws$/]
+  ]
+  for (const [run, message] of others) {
+    t.match(await ended(await start(t, { tasks: [work], threads: { run } }), {}), { state: 'failed', error: { message } })
+  }
+})
+
+t.test('bad input is refused, by the definition or at register', async t => {
+  const define = (options: object): unknown => defineTask({ name: 'odd', ...options } as never)
+  const refused: Array<[options: object, message: RegExp]> = [
+    [{}, /^defineTask needs the option either "handler" or "file"; received name$/],
+    [{ file: at('work.js'), handler () {} }, /either "handler" or "file"; received name, file, handler$/],
+    [{ file: './work.js' }, /^The option "file" of defineTask accepts a file: URL or an absolute path; received '\.\/work\.js'$/],
+    [{ file: new URL('https://example.com/work.js') }, /"file" of defineTask accepts/],
+    [{ file: 7 }, /"file" of defineTask accepts/]
+  ]
+  for (const [options, message] of refused) t.throws(() => define(options), { code: 'FST_BGT_INVALID_OPTION', message })
+  const needsThreads = { code: 'FST_BGT_INVALID_OPTION', message: /^fastify-background-tasks: The task "work" has a file, which runs in a thread: pass a pool as the option "threads" of register/ }
+  await t.rejects(start(t, { tasks: [work] }), needsThreads)
+  await t.rejects(start(t, { tasks: [work], engine: new StubEngine() }), needsThreads)
+  await t.rejects(start(t, { tasks: [work], engine: new StubEngine(), worker: false, fallback: 'local' }), needsThreads)
+  await start(t, { tasks: [work], engine: new StubEngine(), worker: false })
+  await t.rejects(start(t, { tasks: [work], threads: {} as never }), { code: 'FST_BGT_INVALID_OPTION', message: /"threads" of register accepts a pool of threads with a method run/ })
+})
+
+t.test('a declaration is added and stored like a definition, and what its handledBy returns is the same task', async t => {
+  const resize = declareTask<{ path: string }>({ name: 'resize', payload: { type: 'object', required: ['path'] }, retry: { attempts: 1 }, timeout: 5_000 })
+  const engine = new StubEngine()
+  const web = await start(t, { tasks: [resize], engine })
+  web.app.post('/', async request => ({ id: request.backgroundTasks.addTask(resize, { path: 'a' }).id }))
+  t.equal((await web.app.inject({ method: 'POST', url: '/' })).statusCode, 200)
+  t.match(engine.stored, [[{ task: 'resize', payload: { path: 'a' } }]])
+  t.match(engine.specs, [{ name: 'resize', attempts: 1, timeout: 5_000, concurrency: 0 }])
+  t.strictSame(engine.calls, ['start', 'enqueue'], 'and nothing is consumed')
+  t.throws(() => web.app.backgroundTasks.addTask(resize, {} as never), { code: 'FST_BGT_INVALID_PAYLOAD' })
+
+  const ran: unknown[] = []
+  const handled = resize.handledBy(payload => { ran.push(payload) }, { onFailed () {} })
+  const other = new StubEngine()
+  const worker = await start(t, { tasks: [handled, work], engine: other, threads: { run: async () => {} } })
+  await worker.app.ready()
+  await other.deliver({ task: 'resize', payload: { path: 'b' } })
+  t.strictSame(ran, [{ path: 'b' }])
+  t.match(other.specs, [{ name: 'resize', attempts: 1, timeout: 5_000, concurrency: 10 }, { name: 'work' }])
+  for (const [{ app }, added] of [[web, handled], [worker, resize]] as const) {
+    const { id } = await app.backgroundTasks.enqueue(added, { path: 'c' })
+    t.match(await app.backgroundTasks.get(added, id), { id, name: 'resize' }, 'either works where the other is registered')
+  }
+  const threaded = await withThreads(t, { tasks: [declareTask<Work>({ name: 'threaded' }).handledBy(at('work.js'))] })
+  t.equal(threaded.app.backgroundTasks.length, 0)
+})
+
+t.test('a declaration is refused where it would have to run, twice, and with a handler', async t => {
+  const resize = declareTask<object>({ name: 'resize' })
+  const nothingToRun = { code: 'FST_BGT_INVALID_OPTION', message: /^fastify-background-tasks: The option "tasks" of register has the declaration "resize", which has nothing to run.*handledBy/ }
+  await t.rejects(start(t, { tasks: [resize] }), nothingToRun)
+  await t.rejects(start(t, { tasks: [resize], engine: new StubEngine(), fallback: 'local' }), nothingToRun)
+  await t.rejects(start(t, { tasks: [resize, resize.handledBy(() => {})] }), { code: 'FST_BGT_DUPLICATE_TASK' })
+  t.throws(() => declareTask({ name: 'a', handler () {} } as never), { code: 'FST_BGT_INVALID_OPTION', message: /^declareTask has no option "handler"/ })
+  t.throws(() => declareTask({} as never), { code: 'FST_BGT_INVALID_OPTION', message: /^declareTask needs the option "name"; received none$/ })
+  for (const bad of [undefined, null, 7, './relative.js', function * () {}]) t.throws(() => resize.handledBy(bad as never), { code: 'FST_BGT_INVALID_OPTION' }, String(bad))
+  t.throws(() => resize.handledBy(() => {}, { onFail () {} } as never), { code: 'FST_BGT_INVALID_OPTION', message: /handledBy of the task "resize" has no option "onFail"/ })
+})
+
+t.test('a recording has the tasks of a declaration, and cannot run them', async t => {
+  const resize = declareTask<{ path: string }>({ name: 'resize', retry: { attempts: 5 } })
+  const { app } = await start(t, { tasks: [resize], engine: new StubEngine() })
+  const tasks = recordTasks(app)
+  await app.backgroundTasks.enqueue(resize, { path: 'a' })
+  t.match(tasks.added, [{ name: 'resize', payload: { path: 'a' } }])
+  await t.rejects(tasks.run(), { code: 'FST_BGT_INVALID_OPTION', message: /^The task "resize" is only declared in this process/ })
+  t.equal(app.backgroundTasks.stats.failed, 1)
+})
