@@ -87,7 +87,7 @@ export class Connections {
   /** Ends the waits for jobs, so that each worker looks whether it is paused. */
   endWaits (): void {
     this.#hasNoWaits = true
-    for (const client of this.#waiting.keys()) client.disconnect()
+    for (const client of this.#waiting.keys()) end(client)
   }
 
   /** Closes all connections, in whatever state each one is. Never rejects. */
@@ -96,7 +96,7 @@ export class Connections {
     this.#isClosed = true
     await Promise.all([...this.#all].map(async client => {
       if (client.status === 'ready') await answered(GOODBYE_MS, client.quit()).catch(() => {})
-      client.disconnect()
+      end(client)
     }))
   }
 
@@ -182,6 +182,12 @@ export class Connections {
   #retryMs (times: number): number | null {
     return this.#isClosed ? null : Math.min(times * 50, 500)
   }
+}
+
+/** Ends a connection. ioredis itself leaves commands that wait for a lost connection unanswered, and timers of BullMQ with them. */
+function end (client: Client): void {
+  client.disconnect()
+  attempt(() => { (client as unknown as { flushQueue?: (error: Error) => void }).flushQueue?.(new Error('Connection is closed.')) })
 }
 
 /**

@@ -77,18 +77,23 @@ class BullMqEngine implements TaskEngine {
     })
     const producer = this.#connections.open({ rejectsEarly: true })
     this.#producer = producer
+    let isOpening = true
     producer.on('error', error => {
-      this.#lastError = error
-      this.#report(error)
+      if (!isNotSent(error)) this.#lastError = error
+      // ioredis goes on trying while this method waits.
+      if (isOpening) events.error(this.#explain(error))
+      else this.#report(error)
     })
     try {
       await this.#open(producer, tasks, events)
+      this.#events = events
     } catch (error) {
       const reason = this.#explain(error)
       await this.stop({ drainMs: 0 })
       throw reason
+    } finally {
+      isOpening = false
     }
-    this.#events = events
   }
 
   async enqueue (jobs: readonly Job[]): Promise<Receipt[]> {
@@ -175,7 +180,7 @@ class BullMqEngine implements TaskEngine {
     const [addresses, { connectTimeout = CONNECT_MS }] = 'cluster' in place
       ? [place.cluster.length, place.options.redisOptions ?? {}] as const
       : [place.options.sentinels?.length ?? 1, place.options] as const
-    await answered(SILENCE_MS + addresses * connectTimeout, producer.connect())
+    await answered((addresses + 1) * connectTimeout, producer.connect())
     const server = await readServer(producer)
     this.#connections?.answerInfo(server.text)
     for (const spec of tasks) {
@@ -193,11 +198,12 @@ class BullMqEngine implements TaskEngine {
   }
 
   async #add (job: Job): Promise<Receipt> {
-    if (job.text.length > LARGE) await this.#checkSize(job)
+    const data = new JsonData(job)
+    if (data.text.length > LARGE) await this.#checkSize(job.task, data.text)
     try {
-      if (job.keyed) return await this.#addKeyed(job)
+      if (job.keyed) return await this.#addKeyed(job, data)
       // `queue.add` also emits an event and opens a span, for 5 % more processor time than a handler of one's own would take.
-      await JsonJob.create(this.#task(job.task).queue, job.task, new JsonData(job), this.#jobOptions(job))
+      await JsonJob.create(this.#task(job.task).queue, job.task, data, this.#jobOptions(job))
       return { id: job.id, duplicate: false }
     } catch (error) {
       throw isNeverStored(error) ? new FST_BGT_INVALID_PAYLOAD(job.task, `cannot be stored: ${plainRedisError(error).message}`) : error
@@ -205,10 +211,21 @@ class BullMqEngine implements TaskEngine {
   }
 
   /** A server ends the connection of a job that is too large, and with it the jobs of other requests. */
-  async #checkSize (job: Job): Promise<void> {
-    const max = await (this.#maxBytes ??= readMaxBytes(this.#producer as Client))
-    const bytes = Buffer.byteLength(job.text)
-    if (bytes + LARGE > max) throw new FST_BGT_INVALID_PAYLOAD(job.task, `cannot be stored: it has ${bytes} bytes, and the server takes ${max} (proto-max-bulk-len)`)
+  async #checkSize (task: string, text: string): Promise<void> {
+    const max = await (this.#maxBytes ??= this.#readMaxBytes())
+    const bytes = Buffer.byteLength(text)
+    if (bytes > max) throw new FST_BGT_INVALID_PAYLOAD(task, `cannot be stored: the job has ${bytes} bytes, and the server takes ${max} (proto-max-bulk-len)`)
+  }
+
+  /** A user may have no right to ask, and then the limit is not known. */
+  async #readMaxBytes (): Promise<number> {
+    try {
+      const reply = await answered(SILENCE_MS, (this.#producer as Client).config('GET', 'proto-max-bulk-len'))
+      return Number((reply as unknown[])[1]) || Infinity
+    } catch (error) {
+      if (isNotSent(error)) this.#maxBytes = undefined
+      return Infinity
+    }
   }
 
   #jobOptions (job: Job): JobsOptions {
@@ -217,7 +234,7 @@ class BullMqEngine implements TaskEngine {
   }
 
   /** BullMQ does not tell that a job of this id is stored already, so the same transaction asks for it first. */
-  async #addKeyed (job: Job): Promise<Receipt> {
+  async #addKeyed (job: Job, data: JsonData): Promise<Receipt> {
     const { id } = job
     const { spec: { keep }, queue } = this.#task(job.task)
     const client = await queue.getBackend().client
@@ -225,14 +242,14 @@ class BullMqEngine implements TaskEngine {
     // The client is ioredis. BullMQ's type of it declares only what BullMQ uses.
     const reads = transaction as unknown as ChainableCommander
     reads.exists(queue.toKey(id)).zscore(queue.toKey('completed'), id).zscore(queue.toKey('failed'), id)
-    await new JsonJob(queue, job.task, new JsonData(job), this.#jobOptions(job), id).addJob(transaction)
+    await new JsonJob(queue, job.task, data, this.#jobOptions(job), id).addJob(transaction)
     const [exists, succeededAt, failedAt] = await repliesOf(transaction)
     if (exists === 0) return { id, duplicate: false }
     // BullMQ removes an expired record only when another job of the queue ends.
     if (isExpired(succeededAt, keep.succeeded)) await queue.clean(keep.succeeded * 1000, 0, 'completed')
     else if (isExpired(failedAt, keep.failed)) await queue.clean(keep.failed * 1000, 0, 'failed')
     else return { id, duplicate: true }
-    return await this.#addKeyed(job)
+    return await this.#addKeyed(job, data)
   }
 }
 
@@ -240,12 +257,6 @@ class BullMqEngine implements TaskEngine {
 function corkAll (client: Client): void {
   if (!('nodes' in client)) cork(client.stream)
   else for (const node of client.nodes('master')) if (node.status === 'ready') cork(node.stream)
-}
-
-/** The limit of the server for one value. A user may have no right to ask, and then it is not known. */
-async function readMaxBytes (client: Client): Promise<number> {
-  const reply = await answered(SILENCE_MS, client.config('GET', 'proto-max-bulk-len')).catch(() => [])
-  return Number((reply as unknown[])[1]) || Infinity
 }
 
 /** Rejects with the first error of a transaction. */

@@ -58,7 +58,7 @@ export interface CheckedOptions {
 /** @throws FST_BGT_INVALID_OPTION */
 export function checkOptions (options: BullMqOptions): CheckedOptions {
   check('bullmq', options, RULES)
-  const place = readPlace(options.connection ?? 'redis://127.0.0.1:6379')
+  const place = readPlace(options.connection === undefined ? 'redis://127.0.0.1:6379' : options.connection)
   const prefix = options.prefix ?? ('cluster' in place ? '{fbt}' : 'fbt')
   // Redis takes the part between the first brace and the next closing one.
   if ('cluster' in place && !/^[^{]*\{[^}]+\}/.test(prefix)) {

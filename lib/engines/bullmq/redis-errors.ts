@@ -31,10 +31,14 @@ export function plainRedisError (error: unknown): Error {
   const ofNode = readOr(undefined, () => (error as { readonly lastNodeError?: unknown }).lastNodeError)
   const message = messageOf(cause)
   const [, refusal] = CANNOT_WRITE.exec(message) ?? []
-  if (refusal !== undefined) return plainError(undefined, `${refusal}: the server is up and refuses writes. All connections are replaced`)
+  // A wait for jobs is told so in another way.
+  const word = refusal === 'UNBLOCKED' ? 'READONLY' : refusal
+  if (word !== undefined) return plainError(undefined, `${word}: the server is up and refuses writes. All connections are replaced`)
   return plainError(cause, message
     .replace(/, with args beginning with: .*/s, '')
     .replace(/ script: [0-9a-f]{40}.*/s, '')
+    .replace(/^Too many Cluster redirections\..*/s, 'No node of the Redis Cluster takes the command')
     .replace(/ Retrying from scratch after \d+ms\./, '')
+    .replace(/ Last error: Connection is closed\.$/, '')
     .replace(/\bjob \S+?(?=[\s.]|$)/, 'a job') + (ofNode === undefined || ofNode === null ? '' : ` ${messageOf(ofNode)}`))
 }
