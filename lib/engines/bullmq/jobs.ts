@@ -1,7 +1,7 @@
 /** Tasks as jobs of BullMQ: what a job carries, how it is read, and how the error of an attempt is stored. */
 import { Job as BullJob, type JobJson, type JobsOptions, type Queue } from 'bullmq'
 import type { Delivery, Job, Json } from '../engine.js'
-import { fromStored, timeOf, toStoredText, type StoredTask } from '../stored-task.js'
+import { toDelivery as readDelivery, toStoredText, type StoredTask } from '../stored-task.js'
 import { endedAttempts, type Counts } from './attempts.js'
 
 /** A queue of one definition. */
@@ -41,13 +41,7 @@ export function toJobOptions ({ id, delayMs, enqueuedAt }: Job): JobsOptions {
 
 /** @param from the counts from which on attempts are numbered */
 export function toDelivery (task: string, job: BullJob<unknown>, from: Counts): Delivery {
-  return {
-    ...fromStored(job.data),
-    id: job.id ?? '',
-    task,
-    attempt: endedAttempts(countsOf(job), from) + 1,
-    enqueuedAt: timeOf(job.timestamp)
-  }
+  return readDelivery(task, job.id ?? '', endedAttempts(countsOf(job), from) + 1, job.data, job.timestamp)
 }
 
 export function countsOf ({ attemptsMade, stalledCounter }: BullJob<unknown>): Counts {
