@@ -18,6 +18,8 @@ async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
 
 /** An app on the Redis of the machine with a task that fails, and ways to its queue. */
 async function failing (t: Test): Promise<undefined | {
+  connection: { url: string }
+  prefix: string
   task: TaskDefinition<unknown>
   queue: Queue
   /** The numbers of the attempts that were made, since it was last asked. */
@@ -48,6 +50,8 @@ async function failing (t: Test): Promise<undefined | {
   const queue = new Queue('pay', { connection: { url: connection }, prefix, skipMetasUpdate: true })
   t.teardown(() => queue.close())
   return {
+    connection: { url: connection },
+    prefix,
     task,
     queue,
     attempts: () => attempts.splice(0),
@@ -135,14 +139,14 @@ t.test('until it starts, a job that was put back is pending with no attempt; a c
 t.test('a job whose attempts were used up by crashes has as many in its record, and all of them again when it is put back', async t => {
   const found = await failing(t)
   if (found === undefined) return
-  const { task, queue, attempts, failed, open, record, crash } = found
+  const { connection, prefix, task, queue, attempts, failed, open, record, crash } = found
   const web = await open(false)
   const { id } = await web.app.backgroundTasks.enqueue(task, null)
   for (let round = 1; round <= 2; round++) {
-    // Whoever looks for such jobs is a worker, here one whose own queue is paused, so that it starts none.
+    // A worker that looks for such jobs, and starts none.
     for (let crashes = 1; crashes <= 2; crashes++) {
       await crash()
-      const looker = new Worker('pay', undefined, { connection: { url: (await openRedis(t))?.connection ?? '' }, prefix: queue.opts.prefix ?? '', autorun: false, stalledInterval: 50, maxStalledCount: 100 })
+      const looker = new Worker('pay', undefined, { connection, prefix, autorun: false, stalledInterval: 50, maxStalledCount: 100 })
       await looker.startStalledCheckTimer()
       await until(async () => await queue.getWaitingCount() === 1)
       await looker.close()
