@@ -46,7 +46,7 @@ function definitions (n: number, ran: Set<number>): Array<TaskDefinition<number>
 }
 
 t.test('a server that became a replica: all connections are replaced, jobs are stored and run again, and one line says so', async t => {
-  const [first, second] = [await server(t), await server(t)]
+  const [first, second] = [await server(t, '--repl-diskless-sync-delay', '0'), await server(t)]
   if (first === undefined || second === undefined) return
   const ports = [first, second].map(({ url }) => Number(new URL(url).port)) as [number, number]
   const [one, two] = [admin(t, first.url), admin(t, second.url)]

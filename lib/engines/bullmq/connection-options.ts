@@ -25,9 +25,6 @@ const CLUSTER_TAKEN = [
 const CLUSTER_SET = ['clusterRetryStrategy', 'enableOfflineQueue', 'lazyConnect'] as const satisfies ReadonlyArray<keyof ClusterOptions>
 const CLUSTER_UNUSED = ['shardedSubscribers'] as const satisfies ReadonlyArray<keyof ClusterOptions>
 
-type RedisRefused = typeof REDIS_SET[number] | typeof REDIS_UNUSED[number] | 'keyPrefix'
-type ClusterRefused = typeof CLUSTER_SET[number] | typeof CLUSTER_UNUSED[number] | 'keyPrefix'
-
 /** The reason why an option is refused, or an empty text. */
 type Known = Readonly<Record<string, string>>
 
@@ -43,18 +40,17 @@ const NODE_OPTIONS = {
   ...REDIS_OPTIONS, ...reasons(['host', 'port', 'path', 'sentinels', 'name', 'role', 'Connector'], 'a node is told by "cluster"'), db: 'a cluster has one database'
 } satisfies Known
 
-/** Options of ioredis's `Redis`, without those that the engine sets. BullMQ's demand `maxRetriesPerRequest: null` is accepted. */
-export type OwnRedisOptions = Omit<RedisOptions, RedisRefused> & { readonly maxRetriesPerRequest?: null }
-/** Options of ioredis's `Cluster`, without those that the engine sets. */
-export type OwnClusterOptions = Omit<ClusterOptions, ClusterRefused>
 /** A node of a Redis Cluster: a URL, or its address. */
 export type ClusterNode = string | { readonly host: string, readonly port?: number | undefined }
-/** Where Redis is. */
+/**
+ * Where Redis is: a URL, options of ioredis's `Redis`, both, or nodes and options of its `Cluster`. The options that the engine sets are
+ * refused when it is made.
+ */
 export type BullMqConnection =
   | string
-  | OwnRedisOptions
-  | (OwnRedisOptions & { readonly url: string })
-  | (OwnClusterOptions & { readonly cluster: readonly ClusterNode[] })
+  | RedisOptions
+  | (RedisOptions & { readonly url: string })
+  | (ClusterOptions & { readonly cluster: readonly ClusterNode[] })
 
 export interface SingleForm { readonly url: string | undefined, readonly options: RedisOptions }
 export interface ClusterForm { readonly cluster: ReadonlyArray<string | { host: string, port: number }>, readonly options: ClusterOptions }

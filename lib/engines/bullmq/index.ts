@@ -20,7 +20,7 @@ import { UnservedTasks } from './unserved.js'
 import { TaskWorker } from './worker.js'
 
 export type { BullMqOptions } from './options.js'
-export type { BullMqConnection, ClusterNode, OwnClusterOptions, OwnRedisOptions } from './connection-options.js'
+export type { BullMqConnection, ClusterNode } from './connection-options.js'
 
 /** Requests whose jobs leave one by one: when ten requests waited for the end of the turn, a seventh of the rate was lost. */
 const MAX_UNCORKED = 8
@@ -49,8 +49,14 @@ class BullMqEngine implements TaskEngine {
   readonly supports = { delay: true, key: true, tx: false, get: true } as const
   readonly groups = false
   readonly #options: CheckedOptions
-  readonly #report = (error: Error): void => { this.#events?.error(plainRedisError(error)) }
+  /** Reports an error, unless it follows from an outage that was reported. */
+  readonly #report = (error: Error): void => {
+    if (!this.#isAway || error.name === 'ReplyError') this.#events?.error(plainRedisError(error))
+  }
+
   #events: EngineEvents | undefined
+  /** Whether the producer has lost its connection. */
+  #isAway = false
   /** The last error of the producer's connection. */
   #lastError: Error | undefined
   #tasks = new Map<string, KnownTask>()
@@ -69,6 +75,7 @@ class BullMqEngine implements TaskEngine {
   }
 
   async start (tasks: readonly TaskSpec[], events: EngineEvents): Promise<void> {
+    this.#isAway = false
     this.#lastError = undefined
     this.#maxBytes = undefined
     this.#connections = new Connections(this.#options.place, error => {
@@ -83,7 +90,9 @@ class BullMqEngine implements TaskEngine {
       // ioredis goes on trying while this method waits.
       if (isOpening) events.error(this.#explain(error))
       else this.#report(error)
+      this.#isAway = error.name !== 'ReplyError'
     })
+    producer.on('ready', () => { this.#isAway = false })
     try {
       await this.#open(producer, tasks, events)
       this.#events = events
