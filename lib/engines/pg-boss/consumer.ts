@@ -90,15 +90,15 @@ export class PgBossConsumer {
     }
   }
 
-  /** Shows signs of life of the jobs that run, except those that have just started. */
-  async touch (olderThanMs: number): Promise<void> {
+  /** The jobs that run, except those that have just started. */
+  running (olderThanMs: number): Array<{ readonly name: string, readonly id: string, readonly retryCount: number }> {
     const limit = performance.now() - olderThanMs
-    const jobs = Array.from(this.#running).filter(({ since }) => since <= limit).map(({ job }) => job)
-    if (jobs.length > 0) await this.#settler.touch(jobs.map(({ id, retryCount }) => ({ id, retryCount })))
+    return Array.from(this.#running).filter(({ since }) => since <= limit).map(({ job: { id, retryCount } }) => ({ name: this.name, id, retryCount }))
   }
 
   close (): void {
     clearTimeout(this.#staleTimer)
+    this.#settler.close()
   }
 
   #fill (): void {

@@ -12,7 +12,8 @@ import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../../rules.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
 import { refusesValue } from './errors.js'
 import { isStorable, toInsert, toRecord } from './jobs.js'
-import { PgBossServer, REQUEST_MS } from './server.js'
+import { Holds } from './holds.js'
+import { PgBossServer } from './server.js'
 import { PgBossWorker } from './worker.js'
 
 /** A transaction of the caller: jobs stored with it are visible after its commit, and gone after its rollback. */
@@ -47,6 +48,9 @@ export interface PgBossOptions {
    */
   readonly options?: Partial<ConstructorOptions>
 }
+
+/** The most jobs that are remembered. */
+const MAX_UNREPORTED = 10_000
 
 const RULES: Rules = {
   connectionString: { accepts: 'a string such as postgres://user:password@host/database', test: isConnectionString, isSecret: true },
@@ -88,6 +92,9 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   #tasks: readonly TaskSpec[] = []
   #server: PgBossServer | undefined
   #worker: PgBossWorker | undefined
+  readonly #holds = new Holds()
+  /** Ids of jobs that were stored by a call that rejected, because of others. They are stored again, and are no duplicates. */
+  readonly #unreported = new Set<string>()
 
   constructor (config: ConstructorOptions) {
     this.#config = config
@@ -109,17 +116,27 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     }
     const stored = new Set<string>()
     if (options?.tx === undefined) {
-      await Promise.all(Array.from(ofTask, ([task, group]) => this.#insert(task, group, undefined, stored)))
+      this.#holds.check(jobs)
+      const results = await Promise.allSettled(Array.from(ofTask, ([task, group]) => this.#insert(task, group, undefined, stored)))
+      const failure = results.find(result => result.status === 'rejected')
+      if (failure !== undefined) {
+        if (this.#unreported.size > MAX_UNREPORTED) this.#unreported.clear()
+        for (const id of stored) this.#unreported.add(id)
+        throw failure.reason
+      }
       this.#worker?.jobsStored(jobs)
     } else {
       // A transaction has one connection, so its statements run one by one.
       for (const [task, group] of ofTask) await this.#insert(task, group, options.tx, stored)
     }
-    return jobs.map(({ id }) => ({ id, duplicate: !stored.has(id.toLowerCase()) }))
+    const isNew = (id: string): boolean => stored.has(id) || this.#unreported.delete(id)
+    return jobs.map(({ id, keyed }) => ({ id, duplicate: keyed && !isNew(id.toLowerCase()) }))
   }
 
   async consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void> {
-    const worker = new PgBossWorker(this.#running(), this.#tasks, run)
+    const server = this.#running()
+    await server.openForWorker()
+    const worker = new PgBossWorker(server, this.#tasks, run)
     this.#worker = worker
     await worker.start()
   }
@@ -131,7 +148,7 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   async get (task: string, id: string): Promise<JobRecord | undefined> {
     // The server would refuse any other id, and quote it.
     if (!/^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id)) return undefined
-    const [job] = await this.#running().ask(boss => boss.findJobs(task, { id, limit: 1 }), REQUEST_MS)
+    const job = await this.#running().find(task, id)
     return job === undefined ? undefined : toRecord(task, job)
   }
 
@@ -151,6 +168,7 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     try {
       for (const id of await this.#running().insert(task, inOrder.map(toInsert), tx)) stored.add(id)
     } catch (error) {
+      if (tx === undefined) this.#holds.note(jobs, error)
       const refused = refusesValue(error) ? jobs.find(({ payload, headers }) => !isStorable([payload, headers])) : undefined
       if (refused === undefined) throw error
       throw new Error(`PostgreSQL cannot store the job ${refused.id} of "${task}": its payload holds the character U+0000 or half a surrogate pair`)
