@@ -1,8 +1,9 @@
 import type { Delivery, TaskSpec, Verdict } from '../engine.js'
-import { type FetchedJob, storable, toDelivery } from './jobs.js'
+import { boundedDelay, type FetchedJob, toDelivery } from './jobs.js'
 import type { PgBossServer } from './server.js'
 import { PgBossSettler } from './settler.js'
 import { keepTimes, type Settlement } from './statements.js'
+import { toOutput } from './values.js'
 
 /**
  * A fetch takes 2 to 4 ms, however few jobs it brings. So jobs are taken in advance: those that will start within so many milliseconds,
@@ -175,9 +176,9 @@ export class PgBossConsumer {
 
   #toSettlement ({ id, retryCount: attemptsBefore }: FetchedJob, verdict: Verdict): Settlement {
     switch (verdict.kind) {
-      case 'done': return { id, attemptsBefore, state: 'completed', output: storable(verdict.result), keep: this.#keep.succeeded }
-      case 'failed': return { id, attemptsBefore, state: 'failed', output: storable(verdict.error), keep: this.#keep.failed }
-      case 'retry': return { id, attemptsBefore, state: 'retry', output: storable(verdict.error), delay: verdict.delayMs }
+      case 'done': return { id, attemptsBefore, state: 'completed', output: toOutput(verdict.result), keep: this.#keep.succeeded }
+      case 'failed': return { id, attemptsBefore, state: 'failed', output: toOutput({ ...verdict.error }), keep: this.#keep.failed }
+      case 'retry': return { id, attemptsBefore, state: 'retry', output: toOutput({ ...verdict.error }), delay: boundedDelay(verdict.delayMs) }
       case 'released': return { id, attemptsBefore, state: attemptsBefore > 0 ? 'retry' : 'created', uncounted: true }
     }
   }

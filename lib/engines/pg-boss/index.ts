@@ -7,11 +7,12 @@ import { AssertionError } from 'node:assert'
 import { PgBoss } from 'pg-boss'
 // A CommonJS module may read the types of an ES module, if it says so.
 import type { ConstructorOptions } from 'pg-boss' with { 'resolution-mode': 'import' }
-import { FST_BGT_INVALID_OPTION } from '../../errors.js'
+import { FST_BGT_INVALID_OPTION, FST_BGT_INVALID_PAYLOAD } from '../../errors.js'
 import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../../rules.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
-import { refusesValue } from './errors.js'
-import { isStorable, toInsert, toRecord } from './jobs.js'
+import { messageOf } from '../plain-error.js'
+import { isUnstorable } from './errors.js'
+import { toInsert, toRecord } from './jobs.js'
 import { Holds } from './holds.js'
 import { PgBossServer } from './server.js'
 import { PgBossWorker } from './worker.js'
@@ -49,6 +50,8 @@ export interface PgBossOptions {
   readonly options?: Partial<ConstructorOptions>
 }
 
+/** The most characters of a payload. `jsonb` holds 256 MB. */
+const MAX_TEXT = 268_435_455
 /** The most jobs that are remembered. */
 const MAX_UNREPORTED = 10_000
 
@@ -165,13 +168,13 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   async #insert (task: string, jobs: readonly Job[], tx: PgBossTx | undefined, stored: Set<string>): Promise<void> {
     // Two processes that store the same keys in different orders would lock each other out.
     const inOrder = jobs.some(({ keyed }) => keyed) ? jobs.toSorted((a, b) => a.id < b.id ? -1 : 1) : jobs
+    if (jobs.some(({ text }) => text.length > MAX_TEXT)) throw new FST_BGT_INVALID_PAYLOAD(task, 'cannot be stored by PostgreSQL: it is larger than 256 MB')
     try {
       for (const id of await this.#running().insert(task, inOrder.map(toInsert), tx)) stored.add(id)
     } catch (error) {
       if (tx === undefined) this.#holds.note(jobs, error)
-      const refused = refusesValue(error) ? jobs.find(({ payload, headers }) => !isStorable([payload, headers])) : undefined
-      if (refused === undefined) throw error
-      throw new Error(`PostgreSQL cannot store the job ${refused.id} of "${task}": its payload holds the character U+0000 or half a surrogate pair`)
+      if (!isUnstorable(error)) throw error
+      throw new FST_BGT_INVALID_PAYLOAD(task, `cannot be stored by PostgreSQL: ${messageOf(error)}`)
     }
   }
 

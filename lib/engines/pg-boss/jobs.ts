@@ -1,7 +1,9 @@
 /** Tasks as jobs of pg-boss: what is stored, and how a job and its record are read. */
 import type { JobInsert, JobWithMetadata } from 'pg-boss'
+import { readOr } from '../../foreign.js'
 import type { Delivery, Job, JobError, JobRecord, JobState, Json } from '../engine.js'
-import { fromStored, isObject, readJobError, toIso, toStored } from '../stored-task.js'
+import { fromStored, isObject, readJobError, toIso, toStored, toStoredText } from '../stored-task.js'
+import { fromOutput, inKeyOrder, isStorable, keyOrder, MARK, parse } from './values.js'
 
 /** A job as a queue hands it out. */
 export interface FetchedJob {
@@ -11,18 +13,45 @@ export interface FetchedJob {
   readonly retryCount: number
 }
 
+/** Milliseconds: 30,000 years. Postgres knows times of a little more than that. */
+const MAX_DELAY_MS = 1e15
+
 export function toInsert (job: Job): JobInsert {
   const { id, delayMs, enqueuedAt } = job
   return {
     id,
-    data: { ...toStored(job), enqueuedAt },
+    data: { ...toData(job), enqueuedAt },
     // An interval is counted by the server's clock.
-    ...(delayMs > 0 && { startAfter: `${Math.ceil(delayMs)} milliseconds` })
+    ...(delayMs > 0 && { startAfter: `${boundedDelay(delayMs)} milliseconds` })
   }
 }
 
+/** Milliseconds that Postgres can add to any time. */
+export function boundedDelay (ms: number): number {
+  return Math.min(Math.ceil(ms), MAX_DELAY_MS)
+}
+
 export function toDelivery (task: string, { id, data, retryCount }: FetchedJob): Delivery {
-  return { ...fromStored(data), id, task, attempt: retryCount + 1 }
+  return { ...fromStored(fromData(data)), id, task, attempt: retryCount + 1 }
+}
+
+function toData (job: Job): object {
+  const text = toStoredText(job)
+  if (!isStorable(text)) return { [MARK]: text }
+  return readOr<object>({ [MARK]: text }, () => {
+    const stored = toStored(job)
+    const order = keyOrder(stored.payload)
+    return order === undefined ? stored : { ...stored, [MARK]: order }
+  })
+}
+
+/** The stored form of a task in the data of a job, whoever wrote it. */
+function fromData (data: unknown): unknown {
+  if (!isObject(data) || !Object.hasOwn(data, MARK)) return data
+  const { [MARK]: mark, ...rest } = data
+  if (typeof mark !== 'string') return { ...rest, payload: inKeyOrder(rest['payload'], mark) }
+  const stored = parse(mark)
+  return isObject(stored) ? { ...rest, ...stored } : data
 }
 
 export function toRecord (task: string, job: JobWithMetadata<unknown>): JobRecord {
@@ -32,34 +61,18 @@ export function toRecord (task: string, job: JobWithMetadata<unknown>): JobRecor
   const finished = toIso(job.completedOn)
   const state = toState(job, attempt)
   // Drivers differ in what they make of a JSON column.
-  const output: unknown = job.output
+  const output = fromOutput(job.output)
   return {
     id: job.id,
     name: task,
     state,
     attempt,
-    enqueuedAt: toIso(fromStored(job.data).enqueuedAt) ?? toIso(job.createdOn) ?? new Date(0).toISOString(),
+    enqueuedAt: toIso(fromStored(fromData(job.data)).enqueuedAt) ?? toIso(job.createdOn) ?? new Date(0).toISOString(),
     ...(started !== undefined && { startedAt: started }),
     ...(finished !== undefined && { finishedAt: finished }),
     ...((state === 'failed' || state === 'retrying') && { error: toError(output) }),
     ...(state === 'succeeded' && { result: output as Json })
   }
-}
-
-const ESCAPES = /\\(?:u0000|ud[89a-f][0-9a-f]{2}|.)/g
-const isUnstorable = (escape: string): boolean => escape.length > 2
-
-/** Whether jsonb accepts the value: it refuses U+0000 and half of a surrogate pair. */
-export function isStorable (value: unknown): boolean {
-  return !JSON.stringify(value).match(ESCAPES)?.some(isUnstorable)
-}
-
-/** JSON that jsonb accepts. Each character that it refuses becomes U+FFFD. */
-export function storable (value: Json | JobError): Json {
-  const json = JSON.stringify(value)
-  // In JSON a whole surrogate pair is written as it is, and everything that jsonb refuses is an escape.
-  if (!json.includes('\\u')) return value as Json
-  return JSON.parse(json.replace(ESCAPES, escape => isUnstorable(escape) ? '\\ufffd' : escape)) as Json
 }
 
 function toState ({ state, startAfter }: JobWithMetadata<unknown>, attempt: number): JobState {

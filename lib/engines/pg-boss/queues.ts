@@ -14,7 +14,7 @@ const PARALLEL = 10
  * Declares one queue for each definition. Those that are there already, with the right settings, cost one statement together.
  * @param onDeclared called after each declaration
  */
-export async function declareQueues (pool: Pool, schema: string, tasks: readonly TaskSpec[], onDeclared: () => void): Promise<void> {
+export async function declareQueues (pool: Pool, schema: string, tasks: readonly TaskSpec[], onDeclared?: () => void): Promise<void> {
   const names = tasks.map(({ name }) => name)
   // `createQueue` leaves a queue that another process has just created as it is. So the queues are read again after it.
   for (let round = 0; round < 2; round++) {
@@ -24,7 +24,7 @@ export async function declareQueues (pool: Pool, schema: string, tasks: readonly
     await inParallel(left, async task => {
       if (found.has(task.name)) await pool.boss.updateQueue(task.name, settingsOf(task))
       else await pool.boss.createQueue(task.name, settingsOf(task))
-      onDeclared()
+      onDeclared?.()
     })
     await pool.boss.getDb().executeSql(neverExpire(schema), [names])
   }

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ConstructorOptions, Db, JobInsert, JobWithMetadata } from 'pg-boss'
 import type { EngineEvents, TaskSpec } from '../engine.js'
-import { isOutage, plainPgError } from './errors.js'
+import { isOutage, isQueueGone, plainPgError } from './errors.js'
 import type { FetchedJob } from './jobs.js'
 import { CONNECT_MS, Pool, type PoolOwner } from './pool.js'
 import { declareQueues } from './queues.js'
@@ -73,7 +73,7 @@ export class PgBossServer {
     try {
       await this.#unlessSilent(() => declared, this.web.ask(async boss => {
         await boss.start()
-        await declareQueues(this.web, this.schema, this.#tasks, () => { declared++ })
+        await this.#declare(() => { declared++ })
       }, Infinity))
     } catch (error) {
       await this.close()
@@ -105,7 +105,14 @@ export class PgBossServer {
     const { db } = this.web
     // The limit for locks would outlive this call in a transaction of the caller.
     const limited: Db = tx ?? { executeSql: (text, values) => db.executeSql(insertWithLimit(text), values) }
-    return await this.web.ask(boss => boss.insert(queue, jobs, { returnId: true, db: limited })) ?? []
+    const insert = async (): Promise<string[]> => await this.web.ask(boss => boss.insert(queue, jobs, { returnId: true, db: limited }), REQUEST_MS) ?? []
+    try {
+      return await insert()
+    } catch (error) {
+      if (tx !== undefined || !isQueueGone(error)) throw error
+      await this.#declare()
+      return await insert()
+    }
   }
 
   /** Reads a job. */
@@ -150,6 +157,10 @@ export class PgBossServer {
   async close (): Promise<void> {
     this.#closing.abort()
     await Promise.all(Array.from(new Set([this.web, this.#worker]), pool => pool.close()))
+  }
+
+  async #declare (onDeclared?: () => void): Promise<void> {
+    await declareQueues(this.web, this.schema, this.#tasks, onDeclared)
   }
 
   /** Ends every connection to a server that reads only, unless that was done a moment ago. */
