@@ -43,7 +43,7 @@ export class PgBossConsumer {
   #duration = SLOW_MS
   /** Characters of a job, rather too many than too few. */
   #size = 1
-  #mayHaveJobs = true
+  #mayHaveJobs = false
   #isFetching = false
   #isPaused = false
   #staleTimer: NodeJS.Timeout | undefined

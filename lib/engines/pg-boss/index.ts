@@ -152,7 +152,7 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     // The server would refuse any other id, and quote it.
     if (!/^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id)) return undefined
     const job = await this.#running().find(task, id)
-    return job === undefined ? undefined : toRecord(task, job)
+    return job === undefined ? undefined : toRecord(task, this.#tasks.find(({ name }) => name === task)?.attempts ?? Infinity, job)
   }
 
   async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {

@@ -3,6 +3,7 @@ import type { JobInsert, JobWithMetadata } from 'pg-boss'
 import { readOr } from '../../foreign.js'
 import type { Delivery, Job, JobError, JobRecord, JobState, Json } from '../engine.js'
 import { fromStored, isObject, readJobError, toIso, toStored, toStoredText } from '../stored-task.js'
+import { RETRY_LIMIT } from './texts.js'
 import { fromOutput, inKeyOrder, isStorable, keyOrder, MARK, parse } from './values.js'
 
 /** A job as a queue hands it out. */
@@ -54,12 +55,14 @@ function fromData (data: unknown): unknown {
   return isObject(stored) ? { ...rest, ...stored } : data
 }
 
-export function toRecord (task: string, job: JobWithMetadata<unknown>): JobRecord {
+/** @param attempts the most attempts of the definition. A job whose process died at the last one is handed out once more, to be failed. */
+export function toRecord (task: string, attempts: number, job: JobWithMetadata<unknown>): JobRecord {
+  const isPutBack = job.state === 'created' || (job.state === 'retry' && job.retryLimit > RETRY_LIMIT)
   // An attempt that was returned to the engine leaves no start.
-  const started = toIso(job.startedOn)
-  const attempt = job.retryCount + (started === undefined ? 0 : 1)
-  const finished = toIso(job.completedOn)
+  const started = isPutBack ? undefined : toIso(job.startedOn)
+  const attempt = isPutBack ? 0 : Math.min(job.retryCount + (started === undefined ? 0 : 1), attempts)
   const state = toState(job, attempt)
+  const finished = state === 'succeeded' || state === 'failed' || state === 'abandoned' ? toIso(job.completedOn) : undefined
   // Drivers differ in what they make of a JSON column.
   const output = fromOutput(job.output)
   return {

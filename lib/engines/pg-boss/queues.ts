@@ -1,7 +1,8 @@
 import type { Queue } from 'pg-boss'
 import type { TaskSpec } from '../engine.js'
 import type { Pool } from './pool.js'
-import { EXPIRE_SECONDS, keepTimes, neverExpire, RETRY_LIMIT } from './statements.js'
+import { EXPIRE_SECONDS, keepTimes, neverExpire } from './statements.js'
+import { RETRY_LIMIT } from './texts.js'
 
 /** Seconds without a sign of life after which a job's process counts as dead. pg-boss accepts no less. */
 const HEARTBEAT_SECONDS = 10

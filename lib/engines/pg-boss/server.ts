@@ -2,12 +2,13 @@ import { createHash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ConstructorOptions, Db, JobInsert, JobWithMetadata } from 'pg-boss'
 import type { EngineEvents, TaskSpec } from '../engine.js'
+import { checkCoupling } from './coupling.js'
 import { isOutage, isQueueGone, plainPgError } from './errors.js'
 import type { FetchedJob } from './jobs.js'
 import { CONNECT_MS, Pool, type PoolOwner } from './pool.js'
 import { declareQueues } from './queues.js'
 import { IN_INDEX_ORDER } from './statements.js'
-import { insertWithLimit } from './texts.js'
+import { fetchAnew, insertWithLimit } from './texts.js'
 
 /** Milliseconds of silence after which a start is given up. The first start creates the schema, and a later one may change it. */
 const SILENCE_MS = 30_000
@@ -74,6 +75,8 @@ export class PgBossServer {
       await this.#unlessSilent(() => declared, this.web.ask(async boss => {
         await boss.start()
         await this.#declare(() => { declared++ })
+        const warning = await checkCoupling(this.web, this.schema, this.#tasks[0]?.name)
+        if (warning !== undefined) this.#owner.warn(warning)
       }, Infinity))
     } catch (error) {
       await this.close()
@@ -129,7 +132,7 @@ export class PgBossServer {
 
   async fetch (queue: string, batchSize: number): Promise<FetchedJob[]> {
     const pool = this.#worker
-    return await pool.ask(boss => boss.fetch<unknown>(queue, pool.isOwn ? { batchSize, db: inIndexOrder(pool) } : { batchSize }), CALL_MS)
+    return await pool.ask(boss => boss.fetch<unknown>(queue, { batchSize, db: fetching(pool) }), CALL_MS)
   }
 
   /** Listens on pg-boss's channel, over a connection of its own, which pg-boss restores by itself. */
@@ -199,10 +202,11 @@ export class PgBossServer {
 }
 
 /** Two statements without values travel as one message, and form one transaction. pg answers with a result for each. */
-function inIndexOrder (pool: Pool): Db {
+function fetching (pool: Pool): Db {
   return {
-    async executeSql (text) {
-      const results = await pool.executeOnce(`${IN_INDEX_ORDER};${text}`) as unknown as Array<{ rows: unknown[] }>
+    async executeSql (text, values) {
+      if (!pool.isOwn) return await pool.db.executeSql(fetchAnew(text), values)
+      const results = await pool.executeOnce(`${IN_INDEX_ORDER};${fetchAnew(text)}`) as unknown as Array<{ rows: unknown[] }>
       return { rows: results.at(-1)?.rows ?? [] }
     }
   }

@@ -3,10 +3,8 @@
  * job as the calls of pg-boss would.
  */
 import type { TaskSpec } from '../engine.js'
-import { limitingLocks } from './texts.js'
+import { ENDED_LIMIT, limitingLocks } from './texts.js'
 
-/** The core decides about retries, and pg-boss never fails a job by itself. */
-export const RETRY_LIMIT = 1_000_000_000
 /** Seconds after which a job that runs has expired: 31 years. */
 export const EXPIRE_SECONDS = 1_000_000_000
 
@@ -55,6 +53,7 @@ export function settle (schema: string, skipsLocked: boolean): string {
       state = v.state::${schema}.job_state,
       output = CASE WHEN v.uncounted THEN j.output ELSE v.output END,
       completed_on = CASE WHEN v.keep IS NULL THEN NULL ELSE now() END,
+      retry_limit = CASE WHEN v.keep IS NULL THEN j.retry_limit ELSE ${ENDED_LIMIT} END,
       deletion_seconds = COALESCE(v.keep, j.deletion_seconds),
       start_after = CASE WHEN v.delay IS NULL THEN j.start_after ELSE now() + v.delay * interval '1 ms' END,
       started_on = CASE WHEN v.uncounted THEN NULL ELSE j.started_on END,

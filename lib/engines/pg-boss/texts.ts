@@ -3,6 +3,11 @@
  * run as it is.
  */
 
+/** Retries that a job has for pg-boss. The core decides about retries, and pg-boss never fails a job by itself. */
+export const RETRY_LIMIT = 1_000_000_000
+/** The limit of a job that has ended. pg-boss's own `retry` adds one to it. */
+export const ENDED_LIMIT = RETRY_LIMIT + 1
+
 /** Milliseconds that a statement waits for a lock that another transaction holds. */
 const LOCK_MS = 200
 
@@ -16,6 +21,16 @@ export function limitingLocks (parameter: string): string {
 
 /** pg-boss's insert, which waits for locks only so long. */
 export const insertWithLimit = remembered(text => text.replace('$1::text', limitingLocks('$1')))
+
+/**
+ * pg-boss's fetch, in which a job that a person has put back starts again with its first attempt. Jobs that have ended are marked by their
+ * limit of retries. A job that somebody cancelled and resumed is `created` again, as no other job is that has started.
+ */
+export function fetchAnew (text: string): string {
+  return text.replace(/retry_count = CASE WHEN (started_on IS NOT NULL)/, `completed_on = NULL,
+        retry_limit = LEAST(retry_limit, ${RETRY_LIMIT}),
+        retry_count = CASE WHEN state = 'created' OR retry_limit > ${RETRY_LIMIT} THEN 0 WHEN $1`)
+}
 
 /** Remembers what was made of each text. There are a few for each queue. */
 function remembered (change: (text: string) => string): (text: string) => string {

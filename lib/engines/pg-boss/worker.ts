@@ -46,8 +46,7 @@ export class PgBossWorker {
   async start (): Promise<void> {
     await this.#listen()
     this.#heartbeatTimer = setTimeout(() => { void this.#heartbeat() }, HEARTBEAT_MS)
-    this.#pollIn(POLL_MS)
-    this.#wakeAll()
+    this.#pollIn(0)
   }
 
   /** This process has stored jobs, so no notification is needed to find them. */
@@ -78,17 +77,13 @@ export class PgBossWorker {
     void this.#subscription?.close().catch(() => {})
   }
 
-  #wakeAll (): void {
-    for (const consumer of this.#consumers.values()) consumer.wake()
-  }
-
   /** Learns from pg-boss's channel which queues have new jobs. */
   async #listen (): Promise<void> {
     try {
       const subscription = await this.#server.listen(
         // PGlite calls this in the context of the statement that notified.
         queue => { this.#context.runInAsyncScope(() => this.#consumers.get(queue)?.wake()) },
-        () => { this.#wakeAll() }
+        () => { this.#pollIn(0) }
       )
       if (this.#isStopped) void subscription?.close().catch(() => {})
       else this.#subscription = subscription
