@@ -38,7 +38,7 @@ export interface FastifyBackgroundTasksOptions {
 
   /**
    * Most tasks that have not finished, over all task lists. At this limit `addTask` throws `FST_BGT_OVERLOADED` (503, `Retry-After`).
-   * Minimum 1.
+   * Jobs that an engine has delivered to this process do not count. Minimum 1.
    * @default Infinity
    */
   readonly maxPending?: number | undefined
@@ -46,7 +46,7 @@ export interface FastifyBackgroundTasksOptions {
   /**
    * Milliseconds for one task. When they have passed, the task is `failed` with `FST_BGT_TIMEOUT`, its signal aborts, and the task list
    * goes on. A synchronous task cannot be interrupted: it is `succeeded`, with a warning in the log. The list waits this long for the
-   * promise of an `onError`, too, and this long for that of an `onFailed`.
+   * promise of an `onError`, too, and this long for that of an `onFailed`: 30 s for each if there is no `timeout`.
    * @default none
    */
   readonly timeout?: number | undefined

@@ -1,7 +1,7 @@
 /** Tasks as jobs of BullMQ: what a job carries, how it is read, and how the error of an attempt is stored. */
 import { Job as BullJob, type JobJson, type JobsOptions, type Queue } from 'bullmq'
 import type { Delivery, Job, JobError, Json } from '../engine.js'
-import { fromStored, timeOf, toStoredText, type StoredTask } from '../stored-task.js'
+import { toDelivery as readDelivery, toStoredText, type StoredTask } from '../stored-task.js'
 
 /** A queue of one definition. */
 export type TaskQueue = Queue<StoredTask, Json, string>
@@ -39,13 +39,7 @@ export function toJobOptions ({ id, delayMs, enqueuedAt }: Job): JobsOptions {
 }
 
 export function toDelivery (task: string, job: BullJob<unknown>): Delivery {
-  return {
-    ...fromStored(job.data),
-    id: job.id ?? '',
-    task,
-    attempt: endedAttempts(job.attemptsMade, job.stalledCounter) + 1,
-    enqueuedAt: timeOf(job.timestamp)
-  }
+  return readDelivery(task, job.id ?? '', endedAttempts(job.attemptsMade, job.stalledCounter) + 1, job.data, job.timestamp)
 }
 
 /**

@@ -2,9 +2,9 @@
 import type { JobInsert, JobWithMetadata } from 'pg-boss'
 import { readOr } from '../../foreign.js'
 import type { Delivery, Job, JobError, JobRecord, JobState, Json } from '../engine.js'
-import { fromStored, isObject, readJobError, toIso, toStored, toStoredText } from '../stored-task.js'
+import { enqueuedAtOf, isObject, readJobError, type StoredTask, toDelivery as readDelivery, toIso, toStored, toStoredText } from '../stored-task.js'
 import { RETRY_LIMIT } from './texts.js'
-import { fromOutput, inKeyOrder, isStorable, keyOrder, MARK, parse } from './values.js'
+import { fromOutput, inKeyOrder, isStorable, type KeyOrder, keyOrder, MARK, parse } from './values.js'
 
 /** A job as a queue hands it out. */
 export interface FetchedJob {
@@ -19,12 +19,10 @@ const MAX_DELAY_MS = 1e15
 
 export function toInsert (job: Job): JobInsert {
   const { id, delayMs, enqueuedAt } = job
-  return {
-    id,
-    data: { ...toData(job), enqueuedAt },
-    // An interval is counted by the server's clock.
-    ...(delayMs > 0 && { startAfter: `${boundedDelay(delayMs)} milliseconds` })
-  }
+  const data = toData(job)
+  data.enqueuedAt = enqueuedAt
+  // An interval is counted by the server's clock.
+  return delayMs > 0 ? { id, data, startAfter: `${boundedDelay(delayMs)} milliseconds` } : { id, data }
 }
 
 /** Milliseconds that Postgres can add to any time. */
@@ -33,26 +31,34 @@ export function boundedDelay (ms: number): number {
 }
 
 export function toDelivery (task: string, { id, data, retryCount }: FetchedJob): Delivery {
-  return { ...fromStored(fromData(data)), id, task, attempt: retryCount + 1 }
+  return readDelivery(task, id, retryCount + 1, fromData(data))
 }
 
-function toData (job: Job): object {
+/** A stored task as the data of a job: with the order of its keys where that has to be kept, or as one text. */
+interface Data extends Partial<StoredTask> {
+  [MARK]?: string | KeyOrder
+}
+
+function toData (job: Job): Data {
   const text = toStoredText(job)
   if (!isStorable(text)) return { [MARK]: text }
-  return readOr<object>({ [MARK]: text }, () => {
-    const stored = toStored(job)
-    const order = keyOrder(stored.payload)
-    return order === undefined ? stored : { ...stored, [MARK]: order }
+  return readOr<Data>({ [MARK]: text }, () => {
+    const data: Data = toStored(job)
+    const order = keyOrder(data.payload as Json)
+    if (order !== undefined) data[MARK] = order
+    return data
   })
 }
 
 /** The stored form of a task in the data of a job, whoever wrote it. */
 function fromData (data: unknown): unknown {
   if (!isObject(data) || !Object.hasOwn(data, MARK)) return data
-  const { [MARK]: mark, ...rest } = data
-  if (typeof mark !== 'string') return { ...rest, payload: inKeyOrder(rest['payload'], mark) }
+  const { [MARK]: mark, payload, headers, requestId, enqueuedAt } = data
+  if (typeof mark !== 'string') return payload === undefined ? data : { payload: inKeyOrder(payload, mark), headers, requestId, enqueuedAt }
   const stored = parse(mark)
-  return isObject(stored) ? { ...rest, ...stored } : data
+  if (!isObject(stored)) return data
+  stored['enqueuedAt'] = enqueuedAt
+  return stored
 }
 
 /** @param attempts the most attempts of the definition. A job whose process died at the last one is handed out once more, to be failed. */
@@ -70,7 +76,7 @@ export function toRecord (task: string, attempts: number, job: JobWithMetadata<u
     name: task,
     state,
     attempt,
-    enqueuedAt: toIso(fromStored(fromData(job.data)).enqueuedAt) ?? toIso(job.createdOn) ?? new Date(0).toISOString(),
+    enqueuedAt: toIso(enqueuedAtOf(fromData(job.data))) ?? toIso(job.createdOn) ?? new Date(0).toISOString(),
     ...(started !== undefined && { startedAt: started }),
     ...(finished !== undefined && { finishedAt: finished }),
     ...((state === 'failed' || state === 'retrying') && { error: toError(output) }),
