@@ -53,7 +53,7 @@ async function read (db: Db, schema: string): Promise<Found> {
       (SELECT string_agg(enumlabel, ' ') FROM pg_catalog.pg_enum WHERE enumtypid = to_regtype($1 || '.job_state')) AS states`, [schema])
   const { version, readOnly, columns, states } = row as { version: unknown, readOnly: unknown, columns: unknown, states: unknown }
   // A standby answers what only reads, and would be found out at the first job.
-  if (readOnly === 'on') throw Object.assign(new Error('the server reads only'), { code: '25006' })
+  if (readOnly === 'on') throw Object.assign(new Error('read-only'), { code: '25006' })
   return { version: Number(version), columns: String(columns).split(' '), states: String(states).split(' ') }
 }
 

@@ -4,6 +4,8 @@ import { plainError } from '../plain-error.js'
 export function plainPgError (error: unknown): Error {
   if (isQueueGone(error)) return Object.assign(new Error('the queue of a definition does not exist'), { code: '23503' })
   if (refusesValue(error)) return plainError(error, `the server refused a value (SQLSTATE ${codeOf(error)})`)
+  // The server names the statement, which would make a warning of each.
+  if (isReadOnly(error)) return plainError(error, 'the server is read-only, as a standby is, and an old primary after a failover')
   return isLocked(error) ? plainError(error, 'another transaction holds a lock on a job or on its queue') : plainError(error)
 }
 

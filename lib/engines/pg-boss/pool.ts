@@ -1,6 +1,6 @@
 import { type ConstructorOptions, type Db, PgBoss } from 'pg-boss'
 import { within } from '../../limits.js'
-import { isReadOnly, plainPgError } from './errors.js'
+import { isOutage, plainPgError } from './errors.js'
 import { PreparedStatements } from './prepared.js'
 import { Sockets } from './sockets.js'
 
@@ -17,8 +17,8 @@ export interface PoolOwner {
   failed (error: unknown): void
   /** A call that began at this time has succeeded. */
   succeeded (since: number): void
-  /** The server reads only. Returns whether the connections were replaced just now. */
-  readOnly (error: unknown): Promise<boolean>
+  /** A call that began at this time has failed. Returns whether that was due to connections that are replaced by now. */
+  replaced (error: unknown, since: number): Promise<boolean>
   warn (message: string): void
 }
 
@@ -68,11 +68,12 @@ export class Pool {
    * @param ms milliseconds until it rejects. If not one byte has come from the server by then, all connections are cut
    */
   async ask<T> (call: (boss: PgBoss) => Promise<T>, ms = this.#callMs): Promise<T> {
+    const since = performance.now()
     try {
       return await this.#askOnce(call, ms)
     } catch (error) {
       // After a failover the same name may lead to another server, which only new connections reach.
-      if (!isReadOnly(error) || !await this.#owner.readOnly(error)) throw plainPgError(error)
+      if (!isOutage(error) || !await this.#owner.replaced(error, since)) throw plainPgError(error)
     }
     try {
       return await this.#askOnce(call, ms)

@@ -1,9 +1,10 @@
 import { createHash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ConstructorOptions, Db, JobInsert, JobWithMetadata } from 'pg-boss'
+import { within } from '../../limits.js'
 import type { EngineEvents, TaskSpec } from '../engine.js'
 import { checkCoupling } from './coupling.js'
-import { isOutage, isQueueGone, plainPgError } from './errors.js'
+import { isOutage, isQueueGone, isReadOnly, plainPgError } from './errors.js'
 import type { FetchedJob } from './jobs.js'
 import { CONNECT_MS, Pool, type PoolOwner } from './pool.js'
 import { declareQueues } from './queues.js'
@@ -38,7 +39,8 @@ export class PgBossServer {
   #isOut = false
   #failedAt = -Infinity
   /** When all connections were last replaced. */
-  #cutAt = -Infinity
+  #replacedAt = -Infinity
+  #replacing: Promise<unknown> | undefined
 
   constructor (config: ConstructorOptions, tasks: readonly TaskSpec[], events: EngineEvents) {
     this.schema = config.schema ?? 'pgboss'
@@ -47,7 +49,7 @@ export class PgBossServer {
     this.#owner = {
       failed: error => { this.report(error) },
       succeeded: since => { if (since > this.#failedAt) this.#isOut = false },
-      readOnly: async error => await this.#replaceConnections(error),
+      replaced: async (error, since) => await this.#areReplaced(error, since),
       warn: message => {
         if (!this.closing.aborted) events.log.warn(`background task engine "pg-boss": ${message}`)
       }
@@ -105,14 +107,14 @@ export class PgBossServer {
    * @returns the ids of the jobs that are new
    */
   async insert (queue: string, jobs: JobInsert[], tx?: Db): Promise<readonly string[]> {
+    if (tx !== undefined) return await this.#insertWith(tx, queue, jobs)
     const { db } = this.web
-    // The limit for locks would outlive this call in a transaction of the caller.
-    const limited: Db = tx ?? { executeSql: (text, values) => db.executeSql(insertWithLimit(text), values) }
+    const limited: Db = { executeSql: (text, values) => db.executeSql(insertWithLimit(text), values) }
     const insert = async (): Promise<string[]> => await this.web.ask(boss => boss.insert(queue, jobs, { returnId: true, db: limited }), REQUEST_MS) ?? []
     try {
       return await insert()
     } catch (error) {
-      if (tx !== undefined || !isQueueGone(error)) throw error
+      if (!isQueueGone(error)) throw error
       await this.#declare()
       return await insert()
     }
@@ -162,17 +164,32 @@ export class PgBossServer {
     await Promise.all(Array.from(new Set([this.web, this.#worker]), pool => pool.close()))
   }
 
+  /** The limit for locks would outlive this call in a transaction of the caller, and what fails there says nothing of our connections. */
+  async #insertWith (tx: Db, queue: string, jobs: JobInsert[]): Promise<readonly string[]> {
+    try {
+      const stored = this.web.boss.insert(queue, jobs, { returnId: true, db: tx })
+      return await within(REQUEST_MS, stored, () => { throw new Error(`the transaction did not answer within ${REQUEST_MS} ms`) }) ?? []
+    } catch (error) {
+      throw plainPgError(error)
+    }
+  }
+
   async #declare (onDeclared?: () => void): Promise<void> {
     await declareQueues(this.web, this.schema, this.#tasks, onDeclared)
   }
 
-  /** Ends every connection to a server that reads only, unless that was done a moment ago. */
-  async #replaceConnections (error: unknown): Promise<boolean> {
-    this.report(error)
-    if (performance.now() - this.#cutAt < RETRY_MS) return false
-    this.#cutAt = performance.now()
-    await Promise.all([this.web.cut(), this.#worker.cut()])
-    return true
+  /** Replaces every connection when the server is read-only. A call that lost its connection by that has done nothing there, either. */
+  async #areReplaced (error: unknown, since: number): Promise<boolean> {
+    if (this.#replacedAt < since) {
+      if (!isReadOnly(error)) return false
+      this.report(error)
+      // There may be no other server yet.
+      if (performance.now() - this.#replacedAt < RETRY_MS) return false
+      this.#replacedAt = performance.now()
+      this.#replacing = Promise.all([this.web.cut(), this.#worker.cut()])
+    }
+    await this.#replacing
+    return !this.closing.aborted
   }
 
   /**
