@@ -76,7 +76,7 @@ t.test('a plan that a pooler has lost is done without', async t => {
   const names = async (): Promise<unknown[]> => (await db.executeSql('select name from pg_prepared_statements')).rows
   const ids = Array.from({ length: 5 }, () => randomUUID())
   const insert = async (i: number): Promise<void> => {
-    t.strictSame(await server.insert('welcome', [{ id: ids[i] as string, data: { i } }]), [ids[i]])
+    t.strictSame(await server.insert('welcome', [{ id: ids[i] as string, data: { i } }], 2_000), [ids[i]])
   }
   await insert(0)
   t.equal((await names()).length, 1, 'the server keeps the plan')
@@ -91,7 +91,7 @@ t.test('a plan that a pooler has lost is done without', async t => {
   await insert(2)
   await insert(3)
   t.equal((await names()).length, 0)
-  t.strictSame(await server.insert('welcome', [{ id: ids[3] as string, data: {} }, { id: ids[4] as string, data: {} }]), [ids[4]], 'what is there is left out')
+  t.strictSame(await server.insert('welcome', [{ id: ids[3] as string, data: {} }, { id: ids[4] as string, data: {} }], 2_000), [ids[4]], 'what is there is left out')
   const { rows } = await pool.query<{ n: number }>(`select count(*)::int as n from ${schema}.job`)
   t.strictSame(rows, [{ n: 5 }])
 

@@ -1,7 +1,7 @@
 /** What this adapter uses of pg-boss that pg-boss does not promise, and the check at the start that it is there. See docs/architecture.md. */
 import { type Db, getConstructionPlans } from 'pg-boss'
 import type { Pool } from './pool.js'
-import { fetchAnew, insertWithLimit } from './texts.js'
+import { fetchAnew, insertWithin, LOCK_MS } from './texts.js'
 
 /** The version of pg-boss's tables that this adapter was tested with. It is that of pg-boss 12.38. */
 const TESTED = 46
@@ -67,6 +67,6 @@ async function missingTexts (pool: Pool, queue: string): Promise<string[]> {
     }
   })
   await pool.boss.fetch(queue, { db: expecting('fetch', fetchAnew) })
-  await pool.boss.insert(queue, [], { db: expecting('insert', insertWithLimit) })
+  await pool.boss.insert(queue, [], { db: expecting('insert', text => insertWithin(LOCK_MS.keys, text)) })
   return missing
 }

@@ -23,10 +23,10 @@ export class Holds {
 
   /** Learns from the error with which jobs of one queue were not stored. */
   note (jobs: readonly Job[], error: unknown): void {
-    const keyed = jobs.filter(job => job.keyed)
-    const [first] = jobs
-    // Which one of several keys it was, the server does not tell.
-    if (first === undefined || keyed.length > 1 || !isLocked(error)) return
-    this.#until.set(keyed[0]?.id ?? first.task, performance.now() + HOLD_MS)
+    const [job] = jobs
+    // Which one of several keys it was, the server does not tell. An insert without a key has waited for something that its whole queue waits for.
+    if (job !== undefined && isLocked(error) && (jobs.length === 1 || !jobs.some(({ keyed }) => keyed))) {
+      this.#until.set(job.keyed ? job.id : job.task, performance.now() + HOLD_MS)
+    }
   }
 }

@@ -15,6 +15,7 @@ import { isUnstorable } from './errors.js'
 import { toInsert, toRecord } from './jobs.js'
 import { Holds } from './holds.js'
 import { PgBossServer } from './server.js'
+import { LOCK_MS } from './texts.js'
 import { PgBossWorker } from './worker.js'
 
 /** A transaction of the caller: jobs stored with it are visible after its commit, and gone after its rollback. */
@@ -167,10 +168,12 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   /** pg-boss leaves out jobs whose id exists, in whatever state. The ids of the others are added to `stored`. */
   async #insert (task: string, jobs: readonly Job[], tx: PgBossTx | undefined, stored: Set<string>): Promise<void> {
     // Two processes that store the same keys in different orders would lock each other out.
-    const inOrder = jobs.some(({ keyed }) => keyed) ? jobs.toSorted((a, b) => a.id < b.id ? -1 : 1) : jobs
+    const isKeyed = jobs.some(({ keyed }) => keyed)
+    const inOrder = isKeyed ? jobs.toSorted((a, b) => a.id < b.id ? -1 : 1) : jobs
+    const lockMs = !isKeyed ? LOCK_MS.noKey : jobs.length === 1 ? LOCK_MS.oneKey : LOCK_MS.keys
     if (jobs.some(({ text }) => text.length > MAX_TEXT)) throw new FST_BGT_INVALID_PAYLOAD(task, 'cannot be stored by PostgreSQL: it is larger than 256 MB')
     try {
-      for (const id of await this.#running().insert(task, inOrder.map(toInsert), tx)) stored.add(id)
+      for (const id of await this.#running().insert(task, inOrder.map(toInsert), lockMs, tx)) stored.add(id)
     } catch (error) {
       if (tx === undefined) this.#holds.note(jobs, error)
       if (!isUnstorable(error)) throw error

@@ -9,7 +9,7 @@ import type { FetchedJob } from './jobs.js'
 import { CONNECT_MS, Pool, type PoolOwner } from './pool.js'
 import { declareQueues } from './queues.js'
 import { IN_INDEX_ORDER } from './statements.js'
-import { fetchAnew, insertWithLimit } from './texts.js'
+import { fetchAnew, insertWithin } from './texts.js'
 
 /** Milliseconds of silence after which a start is given up. The first start creates the schema, and a later one may change it. */
 const SILENCE_MS = 30_000
@@ -103,13 +103,14 @@ export class PgBossServer {
 
   /**
    * Stores jobs, except those whose id is stored already.
+   * @param lockMs milliseconds to wait for a lock of another transaction
    * @param tx the caller's transaction
    * @returns the ids of the jobs that are new
    */
-  async insert (queue: string, jobs: JobInsert[], tx?: Db): Promise<readonly string[]> {
+  async insert (queue: string, jobs: JobInsert[], lockMs: number, tx?: Db): Promise<readonly string[]> {
     if (tx !== undefined) return await this.#insertWith(tx, queue, jobs)
     const { db } = this.web
-    const limited: Db = { executeSql: (text, values) => db.executeSql(insertWithLimit(text), values) }
+    const limited: Db = { executeSql: (text, values) => db.executeSql(insertWithin(lockMs, text), values) }
     const insert = async (): Promise<string[]> => await this.web.ask(boss => boss.insert(queue, jobs, { returnId: true, db: limited }), REQUEST_MS) ?? []
     try {
       return await insert()

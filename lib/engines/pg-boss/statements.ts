@@ -3,7 +3,7 @@
  * job as the calls of pg-boss would.
  */
 import type { TaskSpec } from '../engine.js'
-import { ENDED_LIMIT, limitingLocks } from './texts.js'
+import { ENDED_LIMIT, limitingLocks, LOCK_MS } from './texts.js'
 
 /** Seconds after which a job that runs has expired: 31 years. */
 export const EXPIRE_SECONDS = 1_000_000_000
@@ -45,7 +45,7 @@ export function keepTimes ({ succeeded, failed }: TaskSpec['keep']): TaskSpec['k
 export function settle (schema: string, skipsLocked: boolean): string {
   return `
     WITH verdict AS (
-      SELECT * FROM json_to_recordset(${limitingLocks('$2')}::json)
+      SELECT * FROM json_to_recordset(${limitingLocks('$2', LOCK_MS.settlement)}::json)
         AS x (id uuid, "attemptsBefore" int, state text, output jsonb, delay float8, keep int, uncounted bool)
       WHERE state IN ('created', 'retry', 'completed', 'failed')
     )

@@ -8,19 +8,31 @@ export const RETRY_LIMIT = 1_000_000_000
 /** The limit of a job that has ended. pg-boss's own `retry` adds one to it. */
 export const ENDED_LIMIT = RETRY_LIMIT + 1
 
-/** Milliseconds that a statement waits for a lock that another transaction holds. */
-const LOCK_MS = 200
+/**
+ * Milliseconds that a statement waits for a lock that another transaction holds. An insert without keys waits longer: it meets only locks that
+ * each insert meets, such as the one under which all transactions of a server commit that notify somebody.
+ */
+export const LOCK_MS = { settlement: 200, keys: 200, oneKey: 500, noKey: 2_000 }
 
 /**
  * A parameter, as an expression that also limits how long the statement waits for locks: for those of rows, and of keys that another
  * transaction has stored and not committed. The limit ends with the transaction, so a pooler may give the connection to anybody afterwards.
  */
-export function limitingLocks (parameter: string): string {
-  return `(CASE WHEN set_config('lock_timeout', '${LOCK_MS}', true) <> '' THEN ${parameter}::text END)`
+export function limitingLocks (parameter: string, ms: number): string {
+  return `(CASE WHEN set_config('lock_timeout', '${ms}', true) <> '' THEN ${parameter}::text END)`
 }
 
-/** pg-boss's insert, which waits for locks only so long. */
-export const insertWithLimit = remembered(text => text.replace('$1::text', limitingLocks('$1')))
+const inserts = new Map<number, (text: string) => string>()
+
+/** pg-boss's insert, which waits for each lock only so long. */
+export function insertWithin (ms: number, text: string): string {
+  let change = inserts.get(ms)
+  if (change === undefined) {
+    change = remembered(text => text.replace('$1::text', limitingLocks('$1', ms)))
+    inserts.set(ms, change)
+  }
+  return change(text)
+}
 
 /**
  * pg-boss's fetch, in which a job that a person has put back starts again with its first attempt. Jobs that have ended are marked by their
