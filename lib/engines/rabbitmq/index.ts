@@ -3,40 +3,17 @@
  *
  * @module rabbitmq
  */
-import type { SocketOptions } from 'amqplib'
-import { FST_BGT_INVALID_OPTION } from '../../errors.js'
 import { within } from '../../limits.js'
-import { check, NAME, SECRET_OBJECT, type Rules } from '../../rules.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
 import { RabbitMqConnection, type RabbitMqConnectionOptions } from './connection.js'
 import { RabbitMqConsumer } from './consumer.js'
 import { toContent, toProperties } from './messages.js'
+import { checkOptions, urlsOf, type RabbitMqOptions } from './options.js'
 import { RabbitMqPublisher } from './publisher.js'
 import { RabbitMqQueues } from './queues.js'
 
-/** Options of `rabbitmq()`. A wrong value throws `FST_BGT_INVALID_OPTION` there. */
-export interface RabbitMqOptions {
-  /**
-   * The server: an `amqp:` or `amqps:` URL. Its parameter `heartbeat` (4 seconds if it has none) says how long either side
-   * waits for a sign of life of the other: two to three times as long.
-   * @default 'amqp://guest:guest@127.0.0.1:5672'
-   */
-  readonly url?: string | undefined
+export type { RabbitMqOptions } from './options.js'
 
-  /**
-   * What the names of all queues begin with: the queue of the task `send-email` is `fbt.send-email`.
-   * @default 'fbt'
-   */
-  readonly prefix?: string | undefined
-
-  /** Other options of amqplib's `connect`: `ca`, `cert`, `key`, `credentials`, `clientProperties`, … */
-  readonly options?: SocketOptions | undefined
-}
-
-const RULES: Rules = { url: { accepts: 'an amqp: or amqps: URL', test: isUrl, isSecret: true }, prefix: NAME, options: SECRET_OBJECT }
-
-/** Seconds. A process whose event loop is blocked for twice as long loses its connection, and the server starts its jobs elsewhere. */
-const HEARTBEAT = '4'
 /** Milliseconds after which a consumer that has received nothing subscribes anew. */
 const QUIET_MS = 10_000
 
@@ -53,7 +30,9 @@ class RabbitMqEngine implements TaskEngine {
   readonly name = 'rabbitmq'
   readonly supports = { delay: true, key: false, tx: false, get: false } as const
   readonly groups = false
-  readonly #options: RabbitMqOptions
+  readonly #urls: readonly string[]
+  readonly #prefix: string
+  readonly #socket: RabbitMqOptions['options']
   readonly #report = (error: Error): void => { this.#events?.error(error) }
   #events: EngineEvents | undefined
   #tasks: readonly TaskSpec[] = []
@@ -63,14 +42,18 @@ class RabbitMqEngine implements TaskEngine {
   #consuming: RabbitMqConnection | undefined
   #publishing: RabbitMqConnection | undefined
   #consumers: RabbitMqConsumer[] = []
+  /** The connection whose loss was reported last. */
+  #reported: RabbitMqConnection | undefined
   #quietTimer: NodeJS.Timeout | undefined
 
   constructor (options: RabbitMqOptions) {
-    this.#options = options
+    this.#urls = urlsOf(options)
+    this.#prefix = options.prefix ?? 'fbt'
+    this.#socket = options.options
   }
 
   async start (tasks: readonly TaskSpec[], events: EngineEvents): Promise<void> {
-    const queues = new RabbitMqQueues(this.#options.prefix ?? 'fbt', tasks, events.log)
+    const queues = new RabbitMqQueues(this.#prefix, tasks, events.log)
     const publisher: RabbitMqPublisher = new RabbitMqPublisher(queues, () => connection)
     const connection = this.#connection('publisher', model => publisher.setUp(model))
     this.#publishing = connection
@@ -94,7 +77,7 @@ class RabbitMqEngine implements TaskEngine {
     this.#consuming = this.#connection('consumer', async model => {
       await Promise.all(this.#consumers.map(consumer => consumer.setUp(model)))
     })
-    await this.#consuming.keepOpening()
+    this.#consuming.keepOpening()
     this.#quietTimer = setInterval(() => { void this.#resubscribeQuiet() }, QUIET_MS).unref()
   }
 
@@ -112,6 +95,7 @@ class RabbitMqEngine implements TaskEngine {
     const drained = this.pause().then(() => Promise.all(this.#consumers.map(consumer => consumer.idle())))
     await within<unknown>(drainMs, drained, () => undefined)
     await Promise.all([this.#consuming?.close(), this.#publishing?.close()])
+    this.#consuming = this.#publishing = this.#reported = undefined
     this.#consumers = []
   }
 
@@ -123,8 +107,20 @@ class RabbitMqEngine implements TaskEngine {
   }
 
   #connection (role: string, setUp: RabbitMqConnectionOptions['setUp']): RabbitMqConnection {
-    const { url = 'amqp://guest:guest@127.0.0.1:5672', options, prefix = 'fbt' } = this.#options
-    return new RabbitMqConnection({ url: withHeartbeat(url), socket: options, name: `fastify-background-tasks ${prefix} ${role}`, setUp, onError: this.#report })
+    const connection = new RabbitMqConnection({
+      urls: this.#urls,
+      socket: this.#socket,
+      name: `fastify-background-tasks ${this.#prefix} ${role}`,
+      setUp,
+      onError: error => {
+        // What ends one connection mostly ends the other one, too.
+        const isSameOutage = this.#reported !== undefined && this.#reported !== connection && !this.#reported.isOpen
+        if (isSameOutage) return
+        this.#reported = connection
+        this.#report(error)
+      }
+    })
+    return connection
   }
 
   async #resubscribeQuiet (): Promise<void> {
@@ -134,20 +130,4 @@ class RabbitMqEngine implements TaskEngine {
       // The connection was lost, which it has reported.
     }
   }
-}
-
-function withHeartbeat (url: string): string {
-  const parsed = new URL(url)
-  if (!parsed.searchParams.has('heartbeat')) parsed.searchParams.set('heartbeat', HEARTBEAT)
-  return parsed.href
-}
-
-function checkOptions (options: RabbitMqOptions): void {
-  check('rabbitmq', options, RULES)
-  if (options.options === undefined || !Object.hasOwn(options.options, 'recovery')) return
-  throw new FST_BGT_INVALID_OPTION('The option "options" of rabbitmq does not accept "recovery": the engine restores its connections')
-}
-
-function isUrl (url: unknown): boolean {
-  return typeof url === 'string' && URL.canParse(url) && /^amqps?:$/.test(new URL(url).protocol)
 }

@@ -2,7 +2,7 @@
 import type { ChannelModel, ConfirmChannel, Options } from 'amqplib'
 import { cork } from '../cork.js'
 import { plainError } from '../plain-error.js'
-import { destroy, socketOf, type RabbitMqConnection } from './connection.js'
+import { socketOf, type RabbitMqConnection } from './connection.js'
 import type { Address, RabbitMqQueues } from './queues.js'
 
 export class RabbitMqPublisher {
@@ -92,7 +92,7 @@ export class RabbitMqPublisher {
       // Publishing to an exchange that someone has deleted closes the channel.
       this.#queues.forgetWaitQueues()
       // If this fails, the channel is opened with the next connection.
-      this.#openChannel(model).catch(() => { destroy(model) })
+      this.#openChannel(model).catch(() => { this.#connection().replace('its channel could not be opened again') })
     })
     this.#channel = channel
   }
