@@ -73,9 +73,10 @@ export class RabbitMqConnection {
     return this.#model !== undefined
   }
 
-  /** Gives the connection up, and opens another one. */
-  replace (because: string): void {
-    this.#cutBecause ??= because
+  /** Gives a connection up, if it is still the current one, and opens another one. */
+  replace (model: ChannelModel, because: string): void {
+    if (this.#model !== model) return
+    this.#cutBecause = because
     this.#model = undefined
     this.#cutter.abort()
   }

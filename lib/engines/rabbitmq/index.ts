@@ -3,19 +3,24 @@
  *
  * @module rabbitmq
  */
+import { FST_BGT_INVALID_PAYLOAD } from '../../errors.js'
 import { within } from '../../limits.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
 import { RabbitMqConnection, type RabbitMqConnectionOptions } from './connection.js'
 import { RabbitMqConsumer } from './consumer.js'
 import { toContent, toProperties } from './messages.js'
 import { checkOptions, urlsOf, type RabbitMqOptions } from './options.js'
-import { RabbitMqPublisher } from './publisher.js'
+import { RabbitMqPublisher, TooLargeError } from './publisher.js'
 import { RabbitMqQueues } from './queues.js'
 
 export type { RabbitMqOptions } from './options.js'
 
-/** Milliseconds after which a consumer that has received nothing subscribes anew. */
-const QUIET_MS = 10_000
+/** Milliseconds between two looks at what is under way. */
+const TICK_MS = 500
+/** Ticks without a job after which a consumer may have been forgotten by the server. */
+const QUIET_TICKS = 20
+/** Ticks between two consumers that subscribe anew because they are quiet. */
+const RENEWAL_TICKS = 10
 
 /**
  * Durable jobs in RabbitMQ 3.10 or later, by amqplib. A definition is a queue of its name, after the prefix. Supports `delay`.
@@ -44,7 +49,8 @@ class RabbitMqEngine implements TaskEngine {
   #consumers: RabbitMqConsumer[] = []
   /** The connection whose loss was reported last. */
   #reported: RabbitMqConnection | undefined
-  #quietTimer: NodeJS.Timeout | undefined
+  #timer: NodeJS.Timeout | undefined
+  #ticks = 0
 
   constructor (options: RabbitMqOptions) {
     this.#urls = urlsOf(options)
@@ -54,7 +60,7 @@ class RabbitMqEngine implements TaskEngine {
 
   async start (tasks: readonly TaskSpec[], events: EngineEvents): Promise<void> {
     const queues = new RabbitMqQueues(this.#prefix, tasks, events.log)
-    const publisher: RabbitMqPublisher = new RabbitMqPublisher(queues, () => connection)
+    const publisher: RabbitMqPublisher = new RabbitMqPublisher(queues, () => connection, events.log)
     const connection = this.#connection('publisher', model => publisher.setUp(model))
     this.#publishing = connection
     await connection.open()
@@ -62,12 +68,20 @@ class RabbitMqEngine implements TaskEngine {
     this.#queues = queues
     this.#publisher = publisher
     this.#events = events
+    this.#timer = setInterval(() => { this.#tick() }, TICK_MS).unref()
   }
 
   async enqueue (jobs: readonly Job[]): Promise<Receipt[]> {
+    const store = async (job: Job): Promise<void> => {
+      try {
+        await this.#publish(job)
+      } catch (error) {
+        throw error instanceof TooLargeError ? new FST_BGT_INVALID_PAYLOAD(job.task, `cannot be stored: it ${error.message}`) : error
+      }
+    }
     const [job] = jobs
-    if (job !== undefined && jobs.length === 1) await this.#publish(job)
-    else await Promise.all(jobs.map(job => this.#publish(job)))
+    if (job !== undefined && jobs.length === 1) await store(job)
+    else await Promise.all(jobs.map(store))
     return jobs.map(({ id }) => ({ id, duplicate: false }))
   }
 
@@ -75,14 +89,13 @@ class RabbitMqEngine implements TaskEngine {
     const [queues, publisher] = [this.#queues, this.#publisher]
     this.#consumers = this.#tasks.map(spec => new RabbitMqConsumer({ spec, queues, publisher, run, onError: this.#report }))
     this.#consuming = this.#connection('consumer', async model => {
-      await Promise.all(this.#consumers.map(consumer => consumer.setUp(model)))
+      model.once('close', () => { for (const consumer of this.#consumers) consumer.detach() })
+      for (const consumer of this.#consumers) consumer.attach(model)
     })
     this.#consuming.keepOpening()
-    this.#quietTimer = setInterval(() => { void this.#resubscribeQuiet() }, QUIET_MS).unref()
   }
 
   async pause (): Promise<void> {
-    clearInterval(this.#quietTimer)
     await Promise.all(this.#consumers.map(consumer => consumer.pause()))
   }
 
@@ -92,6 +105,7 @@ class RabbitMqEngine implements TaskEngine {
 
   async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {
     this.#events = undefined
+    clearInterval(this.#timer)
     const drained = this.pause().then(() => Promise.all(this.#consumers.map(consumer => consumer.idle())))
     await within<unknown>(drainMs, drained, () => undefined)
     await Promise.all([this.#consuming?.close(), this.#publishing?.close()])
@@ -102,8 +116,8 @@ class RabbitMqEngine implements TaskEngine {
   #publish (job: Job): Promise<void> {
     const queue = this.#queues.queueOf(job.task)
     const content = toContent(job)
-    if (job.delayMs > 0) return this.#publisher.publishLater(queue, job.delayMs, content, dueAt => toProperties(job, dueAt))
-    return this.#publisher.publish({ exchange: '', routingKey: queue }, content, toProperties(job, undefined))
+    if (job.delayMs > 0) return this.#publisher.publishLater(queue, job.delayMs, content, waitMs => toProperties(job, waitMs))
+    return this.#publisher.publish(this.#queues.addressOf(queue), content, toProperties(job, 0))
   }
 
   #connection (role: string, setUp: RabbitMqConnectionOptions['setUp']): RabbitMqConnection {
@@ -123,11 +137,23 @@ class RabbitMqEngine implements TaskEngine {
     return connection
   }
 
-  async #resubscribeQuiet (): Promise<void> {
-    try {
-      await Promise.all(this.#consumers.map(consumer => consumer.resubscribeIfQuiet()))
-    } catch {
-      // The connection was lost, which it has reported.
+  #tick (): void {
+    this.#ticks++
+    this.#publisher.tick()
+    for (const consumer of this.#consumers) consumer.tick()
+    if (this.#ticks % RENEWAL_TICKS === 0) this.#renewQuietest()
+  }
+
+  /**
+   * RabbitMQ 3.10 does not tell the consumer of a quorum queue that the queue was deleted and immediately declared again. The jobs that are
+   * handed to this consumer are then lost on the way until its channel closes, and the server's counts of messages and consumers look right.
+   * So the consumer that has been quiet for the longest time takes another channel.
+   */
+  #renewQuietest (): void {
+    let quietest: RabbitMqConsumer | undefined
+    for (const consumer of this.#consumers) {
+      if (consumer.hasRoom && consumer.quietTicks >= QUIET_TICKS && consumer.quietTicks > (quietest?.quietTicks ?? 0)) quietest = consumer
     }
+    quietest?.renew()
   }
 }
