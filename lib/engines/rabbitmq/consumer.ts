@@ -12,6 +12,8 @@ import type { Address, RabbitMqQueues } from './queues.js'
 const RECOVERY_MS = 500
 /** Ticks, of half a second, after which a job does not share its channel with further ones. */
 const LONG_TICKS = 2
+/** Milliseconds that the copy of a job waits whose queue has not counted its last attempt. The message itself is acknowledged meanwhile, and a crash does not bring it again. */
+const UNCOUNTED_MS = 1_000
 
 export interface RabbitMqConsumerOptions {
   readonly spec: TaskSpec
@@ -182,7 +184,7 @@ export class RabbitMqConsumer {
     this.#running++
     const waitMs = waitOf(message)
     if (this.#isPaused) void this.#settle(job, { kind: 'released' })
-    else if (isUncounted(message)) void this.#replace(job, () => this.#publishAgain(job, delivery.attempt - 1))
+    else if (isUncounted(message)) void this.#replace(job, () => this.#publishLater(job, delivery.attempt - 1, Math.max(waitMs, UNCOUNTED_MS)))
     else if (waitMs > 0) void this.#replace(job, () => this.#publishLater(job, delivery.attempt - 1, waitMs))
     else void this.#options.run(delivery).then(verdict => this.#settle(job, verdict))
   }

@@ -37,6 +37,7 @@ export class Intake {
   readonly #tags: string[] = []
   #isLeaving = false
   #isLeft = false
+  #closing: Promise<void> | undefined
 
   private constructor (channel: Channel, queue: string, events: IntakeEvents) {
     this.#channel = channel
@@ -85,8 +86,10 @@ export class Intake {
     this.#settle(() => { this.#channel.nack(job.message, false, isToReturn) })
   }
 
+  /** Resolves when the server knows all that was sent before. */
   async close (): Promise<void> {
-    await quietly(() => this.#channel.close())
+    this.#closing ??= quietly(() => this.#channel.close())
+    await this.#closing
   }
 
   #settle (send: () => void): void {

@@ -2,7 +2,6 @@
 import type { Channel, ChannelModel, Options } from 'amqplib'
 import type { FastifyBaseLogger } from 'fastify'
 import type { TaskSpec } from '../engine.js'
-import { messageOf } from '../plain-error.js'
 import { answered, onChannel } from './connection.js'
 
 /**
@@ -113,11 +112,7 @@ export class RabbitMqQueues {
     } catch (error) {
       if ((error as { code?: unknown }).code !== 406) throw error
       this.#declared.add(queue)
-      const isOther = messageOf(error).includes('\'x-queue-type\'')
-      const warning = isOther
-        ? '. It is no quorum queue, so it counts no deliveries: an attempt whose process dies counts one when the job is delivered again'
-        : ''
-      this.#log.warn(`background task engine "rabbitmq": the queue "${queue}" exists with other settings, and is used as it is${warning}`)
+      this.#log.warn(`background task engine "rabbitmq": the queue "${queue}" exists with other settings, and is used as it is. If it is no quorum queue, it counts no deliveries: a job whose process has died is then stored once more, with its count, before it starts again`)
       return false
     }
   }
