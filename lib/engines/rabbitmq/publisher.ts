@@ -15,7 +15,7 @@ const MAX_SPARE = 4
 /** Bytes of a message that no server accepts. */
 const MOST_BYTES = 536_870_912
 /** Ticks, of half a second, without a confirm after which a connection is given up. */
-const SILENT_TICKS = 10
+const SILENT_TICKS = 30
 
 /** The server never accepts a message of this size. */
 export class TooLargeError extends Error {}
@@ -65,7 +65,7 @@ export class RabbitMqPublisher {
       else if (++flow.silentTicks > SILENT_TICKS) {
         flow.silentTicks = 0
         const connection = this.#connection()
-        if (connection.isOpen) connection.replace(connection.model, 'the server has confirmed nothing for 5 s')
+        if (connection.isOpen) connection.replace(connection.model, 'the server has confirmed nothing for 15 s')
       }
     }
   }
@@ -92,7 +92,7 @@ export class RabbitMqPublisher {
    */
   async publishLater (queue: string, delayMs: number, content: Buffer, options: (waitMs: number) => Options.Publish): Promise<void> {
     const { ms, ...address } = await this.#queues.addressAfter(this.#connection().model, queue, delayMs)
-    await this.publish(address, content, options(Math.max(delayMs - ms, 0)))
+    await this.publish(address, content, options(Math.max(Math.ceil(delayMs - ms), 0)))
   }
 
   async #publishLarge (address: Address, content: Buffer, options: Options.Publish): Promise<void> {
