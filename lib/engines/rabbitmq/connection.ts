@@ -158,6 +158,7 @@ export class RabbitMqConnection {
       // An `error` is followed by a `close` with the same error.
       model.on('error', () => {})
       try {
+        checkServer(model)
         await setUp(model)
         if (this.#isClosing) throw new Error('the engine was stopped')
       } catch (error) {
@@ -195,6 +196,17 @@ function explained (error: unknown): Error {
     return new Error('the server closed the connection while it was opened: it is not ready, or the user, the password, or the right to the virtual host may be wrong')
   }
   return /^Handshake terminated by server/.test(message) ? new Refusal(message) : plainError(error)
+}
+
+/** What the engine uses and nobody promises: said once, and not found out by a job that is lost. */
+function checkServer ({ connection }: ChannelModel): void {
+  const { product, version } = connection.serverProperties
+  const [major = 0, minor = 0] = String(version).split('.').map(Number)
+  if (product !== 'RabbitMQ' || !(major > 3 || (major === 3 && minor >= 10))) {
+    throw new Refusal(`the server is ${String(product).slice(0, 50)} ${String(version).slice(0, 50)}, and the engine knows RabbitMQ 3.10 or later`)
+  }
+  const { stream } = connection as { readonly stream?: Partial<Socket> }
+  if (typeof stream?.cork !== 'function') throw new Refusal('this version of amqplib is not known: its connection has no stream. The engine knows amqplib 2.3')
 }
 
 /** Opens a channel for one use. What the server refuses closes this channel, and no other. */
