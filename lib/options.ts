@@ -38,7 +38,7 @@ export interface FastifyBackgroundTasksOptions {
 
   /**
    * Most tasks that have not finished, over all task lists. At this limit `addTask` throws `FST_BGT_OVERLOADED` (503, `Retry-After`).
-   * Minimum 1.
+   * Jobs that an engine has delivered to this process do not count. Minimum 1.
    * @default Infinity
    */
   readonly maxPending?: number | undefined
@@ -46,7 +46,7 @@ export interface FastifyBackgroundTasksOptions {
   /**
    * Milliseconds for one task. When they have passed, the task is `failed` with `FST_BGT_TIMEOUT`, its signal aborts, and the task list
    * goes on. A synchronous task cannot be interrupted: it is `succeeded`, with a warning in the log. The list waits this long for the
-   * promise of an `onError`, too, and this long for that of an `onFailed`.
+   * promise of an `onError`, too, and this long for that of an `onFailed`: 30 s for each if there is no `timeout`.
    * @default none
    */
   readonly timeout?: number | undefined
@@ -104,6 +104,13 @@ export interface FastifyBackgroundTasksOptions {
    * @default none
    */
   readonly waitUntil?: ((promise: Promise<void>) => void) | undefined
+
+  /**
+   * Whether `addTask` and `requestTasks` of `fastify-background-tasks/ambient` find the request that is being served. Costs an
+   * `AsyncLocalStorage` for each request.
+   * @default false
+   */
+  readonly ambient?: boolean | undefined
 }
 
 /** The options with their defaults. */
@@ -112,6 +119,7 @@ export interface ResolvedOptions extends RunnerOptions, EngineOptions {
   readonly tasks: readonly AnyTaskDefinition[]
   readonly engine: TaskEngine<unknown> | undefined
   readonly waitUntil: FastifyBackgroundTasksOptions['waitUntil']
+  readonly ambient: boolean
 }
 
 function isEngine (value: unknown): boolean {
@@ -132,7 +140,8 @@ const PLUGIN_RULES: Rules = {
   worker: { accepts: 'a boolean or { concurrency }', test: value => typeof value === 'boolean' || OBJECT.test(value) },
   enqueueTimeout: DURATION,
   fallback: { accepts: '\'local\'', test: value => value === 'local' },
-  waitUntil: FUNCTION
+  waitUntil: FUNCTION,
+  ambient: BOOLEAN
 }
 
 /**
@@ -169,7 +178,8 @@ export function resolveOptions (options: FastifyBackgroundTasksOptions): Resolve
     timeout: options.timeout,
     slowTask: options.slowTask,
     closeTimeout: options.closeTimeout ?? 8000,
-    waitUntil: options.waitUntil
+    waitUntil: options.waitUntil,
+    ambient: options.ambient ?? false
   }
 }
 

@@ -173,7 +173,7 @@ const styles: Record<string, Style> = {
 interface Response extends RouteShorthandOptions {
   readonly handler: (request: FastifyRequest, reply: FastifyReply) => unknown
   readonly outcome: object
-  /** Whether the client hangs up when it has the head. */
+  /** Whether the client disconnects when it has the head. */
   readonly hangUp?: boolean
   /** Why the Fastify of this run cannot do it. */
   readonly skip?: string | false
@@ -230,7 +230,7 @@ const responses: Record<string, Response> = {
     outcome: ABORTED,
     handler: async () => Readable.toWeb(Readable.from(breakingOff()))
   },
-  'a stream whose reader hangs up': {
+  'a stream whose reader disconnects': {
     outcome: ABORTED,
     hangUp: true,
     async handler () {
@@ -239,7 +239,7 @@ const responses: Record<string, Response> = {
       return stream
     }
   },
-  'a hijacked response whose reader hangs up': {
+  'a hijacked response whose reader disconnects': {
     outcome: ABORTED,
     hangUp: true,
     handler (_request, reply) {
@@ -247,7 +247,7 @@ const responses: Record<string, Response> = {
       reply.raw.write('first')
     }
   },
-  'a response that has ended and waits for a reader who hangs up': {
+  'a response that has ended and waits for a reader who disconnects': {
     outcome: ABORTED,
     hangUp: true,
     handler (_request, reply) {
@@ -255,7 +255,7 @@ const responses: Record<string, Response> = {
       reply.raw.end(Buffer.alloc(32 * 1024 * 1024))
     }
   },
-  'a pipeline whose reader hangs up': {
+  'a pipeline whose reader disconnects': {
     outcome: { ...ABORTED, statusCode: 500 },
     hangUp: true,
     skip: beforeFastify('5.12.8', 'there an error after the head of the response is an unhandled rejection, without any plugin as well'),
@@ -312,7 +312,7 @@ function outcomeOf ({ statusCode, failed = false, error }: Style, aborted: boole
   return { statusCode, failed, ...(failed && { error }), aborted }
 }
 
-/** Sends a request, and hangs up when the app calls what `whenStarted` is given. */
+/** Sends a request, and disconnects when the app calls what `whenStarted` is given. */
 async function abort (t: Test, app: FastifyInstance, transport: Transport, method: string, whenStarted: (start: () => void) => void): Promise<void> {
   const client = await transport.connect(t, app)
   const started = new Promise<void>(resolve => { whenStarted(resolve) })
@@ -342,7 +342,7 @@ for (const [protocol, transport] of Object.entries<Transport>(transports)) {
     }
   })
 
-  t.test(`${protocol}: when the client hangs up while the handler runs, tasks wait for the handler`, async t => {
+  t.test(`${protocol}: when the client disconnects while the handler runs, tasks wait for the handler`, async t => {
     for (const [name, style] of Object.entries(styles)) {
       if (style.endsAtOnce === true) continue
       await t.test(`a handler that ${name}`, async t => {
@@ -390,7 +390,7 @@ for (const [protocol, transport] of Object.entries<Transport>(transports)) {
     hungUp.hangUp()
     await app.backgroundTasks.idle()
     t.strictSame(witness.take(), ['task'])
-    t.strictSame(witness.outcome, ABORTED, 'a client that hangs up meanwhile has aborted')
+    t.strictSame(witness.outcome, ABORTED, 'a client that disconnects meanwhile has aborted')
   })
 
   t.test(`${protocol}: the outcome tells how the exchange ended`, async t => {
@@ -469,7 +469,7 @@ function sequelsOf (hook: string, method: string): Record<string, Sequel> {
 for (const protocol of ['HTTP/1.1', 'HTTP/2'] as const) {
   const transport = transports[protocol]
   for (const hook of ['onRequest', 'preHandler'] as const) {
-    t.test(`${protocol}: when the client hangs up during ${hook}, tasks wait for what comes behind it`, async t => {
+    t.test(`${protocol}: when the client disconnects during ${hook}, tasks wait for what comes behind it`, async t => {
       for (const method of ['GET', 'POST']) {
         for (const [name, { hookEnds, style, onSend, events, outcome }] of Object.entries(sequelsOf(hook, method))) {
           await t.test(`${method}, ${name}`, async t => {

@@ -169,7 +169,7 @@ t.test('a client that half-closes its connection has aborted', async t => {
   t.strictSame(witness.outcome, ABORTED)
 })
 
-t.test('a client that hangs up while it sends the body: Fastify fails the request', async t => {
+t.test('a client that disconnects while it sends the body: Fastify fails the request', async t => {
   const app = await build(t)
   const witness = new Witness()
   const started = event()

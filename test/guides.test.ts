@@ -451,7 +451,7 @@ t.test('migrating', async t => {
   }
   const isMailed = (shop: TestShop) => (): boolean => shop.done.includes(MAILED)
 
-  await t.test('a client that hangs up while the handler runs loses the mail of a hook, not that of a task', async t => {
+  await t.test('a client that disconnects while the handler runs loses the mail of a hook, not that of a task', async t => {
     for (const [routes, done] of [[migrating.onResponseBefore, ['saving', 'saved']], [migrating.after, ['saving', 'saved', 'mailing', MAILED]]] as const) {
       const { app, shop } = await withRoutes(t, routes)
       const { promise, resolve } = deferred()
@@ -630,7 +630,7 @@ t.test('which promise', async t => {
     return { ...started, engine, names: () => engine.stored.flat().map(({ payload }) => payload) }
   }
 
-  await t.test('the client hangs up: functions run, jobs are stored, and the handler goes on', async t => {
+  await t.test('the client disconnects: functions run, jobs are stored, and the handler goes on', async t => {
     const { app, names } = await ways(t)
     const entered = deferred()
     const closed = deferred()

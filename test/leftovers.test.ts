@@ -312,12 +312,12 @@ async function elementsTouched (work: () => Promise<unknown>): Promise<number> {
   return touched
 }
 
-t.test('n lists that wait for a seat cost n, whether they run, are cancelled or are given up', async t => {
+t.test('n lists that wait for a seat cost n, whether they run, are cancelled or are abandoned', async t => {
   const never = deferred()
   const n = 5_000
   const kinds: Record<string, (app: FastifyInstance) => Promise<void>> = {
     run: async app => { await app.backgroundTasks.idle() },
-    'are given up': async app => { await app.close() },
+    'are abandoned': async app => { await app.close() },
     'are cancelled': async app => { for (const task of tasks) task.cancel(); await app.close() }
   }
   const tasks: BackgroundTask[] = []

@@ -88,7 +88,7 @@ t.test('a task of the app is linked to the span that was active when it was adde
   t.same(finished('alone').links, [])
 })
 
-t.test('a request whose client hangs up has a span too, and its task is linked to it', async t => {
+t.test('a request whose client disconnects has a span too, and its task is linked to it', async t => {
   let arrived = (): void => {}
   const handling = new Promise<void>(resolve => { arrived = resolve })
   const { app, address } = await start(t, async (request, reply) => {

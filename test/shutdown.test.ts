@@ -83,7 +83,7 @@ t.test('requests in flight end and may still add tasks', async t => {
   t.strictSame(ran, ['added while closing'])
 })
 
-t.test('at the deadline signals abort, and one line names each task that is given up', async t => {
+t.test('at the deadline signals abort, and one line names each task that is abandoned', async t => {
   stayAlive(t)
   const { app, logs } = await start(t, { closeTimeout: 30 })
   const never = deferred()
@@ -154,7 +154,7 @@ t.test('closeTimeout 0 abandons at once, tasks of a request in flight too', asyn
   t.strictSame(tasks.map(task => task.state), ['abandoned', 'abandoned', 'abandoned'])
 })
 
-t.test('lists that wait for a seat are given up with the one that has it', async t => {
+t.test('lists that wait for a seat are abandoned with the one that has it', async t => {
   stayAlive(t)
   const { app } = await start(t, { closeTimeout: 10, concurrency: 1 })
   const [first, never] = [deferred(), deferred()]

@@ -1,11 +1,11 @@
 import t from 'tap'
 import type { Job } from '../lib/engines/engine.js'
-import { fromStored, headersOf, timeOf, readJobError, toIso, toStored, toStoredText } from '../lib/engines/stored-task.js'
+import { enqueuedAtOf, headersOf, timeOf, readJobError, toDelivery, toIso, toStored, toStoredText } from '../lib/engines/stored-task.js'
 
 const job: Job = {
   id: 'id', task: 'note', text: '{"to":"ada"}', payload: { to: 'ada' }, delayMs: 0, keyed: false, enqueuedAt: 1, headers: {}, requestId: undefined
 }
-const empty = { headers: {}, requestId: undefined, enqueuedAt: undefined }
+const empty = { id: 'id', task: 'note', attempt: 2, headers: {}, requestId: undefined, enqueuedAt: undefined }
 
 t.test('what is stored holds no part that a job does not have, and is the same as an object and as JSON', async t => {
   const headers = { traceparent: '00-"1"-2-01' }
@@ -34,7 +34,13 @@ t.test('each part of what was stored is read by itself, whoever wrote it', async
     [null, { payload: null }],
     [7, { payload: 7 }]
   ]
-  for (const [data, read] of found) t.strictSame(fromStored(data), { ...empty, ...read })
+  for (const [data, read] of found) {
+    const delivery = toDelivery('note', 'id', 2, data)
+    t.strictSame(delivery, { ...empty, ...read })
+    t.equal(enqueuedAtOf(data), delivery.enqueuedAt)
+  }
+  t.equal(toDelivery('note', 'id', 2, { payload: 1, enqueuedAt: 5 }, 6).enqueuedAt, 6, 'the library knows better')
+  t.equal(toDelivery('note', 'id', 2, 'text', 6).enqueuedAt, 6)
   t.strictSame(headersOf(JSON.parse('{"__proto__":"a","own":"b"}'), name => name === 'own'), JSON.parse('{"__proto__":"a"}'))
 })
 

@@ -15,6 +15,6 @@ export const makeReport = defineTask({
     return { file: `/reports/${id}.pdf`, pages }
   },
   async onFailed ({ title }, error, { attempts, log }) {
-    log.error({ err: error }, `report "${title}" was given up after ${attempts} attempts`)
+    log.error({ err: error }, `report "${title}" has failed after ${attempts} attempts`)
   }
 })

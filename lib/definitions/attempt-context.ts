@@ -8,6 +8,8 @@ export interface Surroundings {
   readonly app: FastifyInstance
   /** The logger of the request, or of the app. */
   readonly log: FastifyBaseLogger
+  /** The name that the app's log lines use for the id of a request. */
+  readonly requestIdLabel: string
 }
 
 /** The parts of a task that its handler is given. */
@@ -18,12 +20,27 @@ interface Attempted {
 }
 
 /**
+ * The name that the app's log lines use for the id of a request. A `LogController` (Fastify 5.10 and later) has its own, and Fastify keeps
+ * the controller in a property that is not public. Without one it is an option of the app.
+ */
+export function requestIdLabelOf (app: FastifyInstance): string {
+  const { requestIdLogLabel = 'reqId' } = app.initialConfig
+  return readOr(requestIdLogLabel, () => {
+    for (let at: object | null = app; at !== null; at = Object.getPrototypeOf(at) as object | null) {
+      const key = Object.getOwnPropertySymbols(at).find(({ description }) => description === 'fastify.logController')
+      if (key !== undefined) return String((app as unknown as Record<symbol, { requestIdLogLabel: unknown }>)[key]?.requestIdLogLabel)
+    }
+    return requestIdLogLabel
+  })
+}
+
+/**
  * The logger of a task. For a job that an engine has delivered, its lines have the id of the request that the job comes from, under the
  * name that the app's own lines use for it.
  */
-export function loggerOf ({ app, log }: Surroundings, { delivery, requestId }: Envelope): FastifyBaseLogger {
+export function loggerOf ({ log, requestIdLabel }: Surroundings, { delivery, requestId }: Envelope): FastifyBaseLogger {
   if (delivery === undefined || requestId === undefined) return log
-  return readOr(log, () => log.child({ [String(app.initialConfig.requestIdLogLabel)]: requestId }))
+  return readOr(log, () => log.child({ [requestIdLabel]: requestId }))
 }
 
 const TASK = Symbol('task')
@@ -39,11 +56,11 @@ export class AttemptContext implements TaskContext {
   readonly requestId: string | undefined
   readonly [TASK]: Attempted
 
-  constructor (task: Attempted, surroundings: Surroundings) {
+  constructor (task: Attempted, log: FastifyBaseLogger, app: FastifyInstance) {
     this.id = task.envelope.id
     this.attempt = task.attempt
-    this.log = loggerOf(surroundings, task.envelope)
-    this.app = surroundings.app
+    this.log = log
+    this.app = app
     this.headers = task.envelope.headers
     this.requestId = task.envelope.requestId
     this[TASK] = task

@@ -44,7 +44,10 @@ export class DefinedTask extends BackgroundTask {
   #startedAt: number | undefined
   #finishedAt: number | undefined
   #surroundings: TaskSurroundings | undefined
+  #log: FastifyBaseLogger | undefined
   #input: JobInput
+  /** Whether the run is an attempt. If no attempt is left, the task fails without one. */
+  #isAttempted = false
   /** The error with which the payload was refused. Its class alone does not tell, because the handler may throw an error of the same class. */
   #refusal: unknown
 
@@ -53,7 +56,7 @@ export class DefinedTask extends BackgroundTask {
     this.compiled = compiled
     this.envelope = envelope
     this.options = options
-    this.attempt = (envelope.delivery?.attempt ?? 1) - 1
+    this.attempt = Math.min((envelope.delivery?.attempt ?? 1) - 1, compiled.definition.retry.attempts)
     this.dueAt = envelope.delivery === undefined ? performance.now() + envelope.delayMs : 0
     this.#input = input
     this.#surroundings = surroundings
@@ -74,7 +77,18 @@ export class DefinedTask extends BackgroundTask {
 
   /** The logger of the request that added the task, or the app's; undefined after the end of a task that was added here. */
   get log (): FastifyBaseLogger | undefined {
-    return this.#surroundings === undefined ? undefined : loggerOf(this.#surroundings, this.envelope)
+    if (this.#log === undefined && this.#surroundings !== undefined) this.#log = loggerOf(this.#surroundings, this.envelope)
+    return this.#log
+  }
+
+  /** Whether an engine has delivered the task. */
+  get isDelivered (): boolean {
+    return this.envelope.delivery !== undefined
+  }
+
+  /** Whether an attempt may still be made. A process that made the last one has died, if not. */
+  get #hasAttempts (): boolean {
+    return this.attempt < this.compiled.definition.retry.attempts
   }
 
   /** Milliseconds until the task may start. */
@@ -90,8 +104,9 @@ export class DefinedTask extends BackgroundTask {
 
   override begin (): void {
     super.begin()
-    this.attempt++
     this.#startedAt = Date.now()
+    this.#isAttempted = this.#hasAttempts
+    if (this.#isAttempted) this.attempt++
   }
 
   /** Ends the task, and lets its payload go. */
@@ -102,7 +117,9 @@ export class DefinedTask extends BackgroundTask {
     this.#input = NOTHING
     this.#surroundings?.history.taskEnded(this)
     // The log lines about a delivered job still need its logger, and no record keeps such a task.
-    if (this.envelope.delivery === undefined) this.#surroundings = undefined
+    if (this.isDelivered) return call
+    this.#surroundings = undefined
+    this.#log = undefined
     return call
   }
 
@@ -135,15 +152,15 @@ export class DefinedTask extends BackgroundTask {
   /** A function that calls the definition's `onFailed`. Undefined if there is none, or if the payload was refused. */
   onFailedCall (error: unknown): (() => unknown) | undefined {
     const { definition, read } = this.compiled
-    const { onFailed, retry } = definition
+    const { onFailed } = definition
     if (onFailed === undefined || this.#isRefused(error)) return undefined
     const input = this.#input
     // The task has not ended yet, so it has its input and its surroundings.
     const surroundings = this.#surroundings as TaskSurroundings
     const context: FailedTaskContext = {
       id: this.id,
-      attempts: Math.min(this.attempt, retry.attempts),
-      log: loggerOf(surroundings, this.envelope),
+      attempts: this.attempt,
+      log: this.log as FastifyBaseLogger,
       app: surroundings.app
     }
     return () => onFailed(read(parse(input)) as never, error, context)
@@ -196,9 +213,10 @@ export class DefinedTask extends BackgroundTask {
   /** Makes one attempt. */
   #callHandler (): unknown {
     const { definition } = this.compiled
-    if (this.attempt > definition.retry.attempts) throw new Error('no attempt is left: the process that ran the last one died, or the job was put back by hand')
+    if (!this.#isAttempted) throw new Error('no attempt is left: the process that ran the last one died')
     // A task that has not ended has surroundings.
-    return definition.handler(this.#read() as never, new AttemptContext(this, this.#surroundings as TaskSurroundings))
+    const { app } = this.#surroundings as TaskSurroundings
+    return definition.handler(this.#read() as never, new AttemptContext(this, this.log as FastifyBaseLogger, app))
   }
 
   /** @throws FST_BGT_INVALID_PAYLOAD if the schema refuses what an engine found */

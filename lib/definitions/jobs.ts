@@ -1,6 +1,7 @@
 import { createHash, randomUUID } from 'node:crypto'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { AddedOptions } from '../tasks/task-options.js'
+import { requestIdLabelOf } from './attempt-context.js'
 import type { AnyTaskDefinition } from './define-task.js'
 import { DefinedTask, type JobInput, type TaskSurroundings } from './defined-task.js'
 import type { Envelope } from './envelope.js'
@@ -44,7 +45,7 @@ export class Jobs {
   constructor (app: FastifyInstance, definitions: Definitions, placement: Placement) {
     this.#definitions = definitions
     this.#placement = placement
-    this.#outside = { app, log: app.log, history: this.history }
+    this.#outside = { app, log: app.log, requestIdLabel: requestIdLabelOf(app), history: this.history }
   }
 
   /**

@@ -1,6 +1,6 @@
 import type { FastifyBaseLogger } from 'fastify'
-import { unavailable } from '../errors.js'
-import { attempt } from '../foreign.js'
+import { FST_BGT_INVALID_OPTION, PACKAGE, unavailable } from '../errors.js'
+import { attempt, readOr } from '../foreign.js'
 import { within } from '../limits.js'
 import { messageOf } from '../engines/plain-error.js'
 import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engines/engine.js'
@@ -11,6 +11,16 @@ import { GroupCommit } from './group-commit.js'
 const RESTART_MS = 500
 /** Milliseconds in which the engine tells its server the last verdicts, at the end of the drain. */
 const STOP_MS = 1_000
+/** Milliseconds after which a message is logged again, if it was not heard of meanwhile. It is heard of all the time while an outage lasts. */
+const OUTAGE_MS = 30_000
+/** Most messages that are remembered. */
+const MAX_HEARD = 100
+
+/** The codes of mistakes of whoever adds the task or starts the app, which say nothing about the engine. An engine of somebody else has only the codes. */
+const MISTAKES: readonly unknown[] = ['FST_BGT_INVALID_PAYLOAD', 'FST_BGT_INVALID_OPTION']
+
+/** The engines that an app has started and not stopped. */
+const started = new WeakSet<TaskEngine<unknown>>()
 
 export interface EngineLinkOptions {
   readonly engine: TaskEngine<unknown>
@@ -35,6 +45,8 @@ export class EngineLink {
   #isPaused = false
   #isStopping = false
   #lastError = 'it has not been reached yet'
+  /** Messages that were logged, with the time by `performance.now()` when each was last heard of. */
+  readonly #heard = new Map<string, number>()
   #whenConnected: Promise<void>
   #connected!: () => void
   #wakeUp: (() => void) | undefined
@@ -42,7 +54,9 @@ export class EngineLink {
   readonly #whenReady: Promise<void>
   #isReady!: () => void
 
+  /** @throws FST_BGT_INVALID_OPTION if another app has started the engine */
   constructor (options: EngineLinkOptions) {
+    refuseStarted(options.engine)
     this.#options = options
     this.engine = options.engine
     this.#deadlines = new Deadlines(options.enqueueTimeout, () => this.#unavailable(this.#late('the jobs were not stored')))
@@ -56,7 +70,10 @@ export class EngineLink {
     this.#isReady()
   }
 
-  /** Connects, and goes on trying. Resolves when the engine is connected, and at the latest after `enqueueTimeout`. */
+  /**
+   * Connects, and goes on trying. Resolves when the engine is connected, and at the latest after `enqueueTimeout`.
+   * @throws FST_BGT_INVALID_OPTION if another app has started the engine
+   */
   async start (): Promise<void> {
     if (this.#isStopping) return
     this.#connect()
@@ -71,6 +88,7 @@ export class EngineLink {
   /**
    * Stores jobs. This makes few promises, because every request with jobs waits for it.
    * @throws FST_BGT_ENGINE_UNAVAILABLE
+   * @throws FST_BGT_INVALID_PAYLOAD if the engine can never store one of them
    */
   enqueue (jobs: readonly Job[], tx?: unknown): Promise<Receipt[]> {
     return new Promise((resolve, reject) => {
@@ -119,6 +137,7 @@ export class EngineLink {
     await within(1.5 * STOP_MS, stopped, () => undefined)
     // Whoever still waits for the engine waits in vain.
     this.#deadlines.expireAll()
+    started.delete(this.engine)
   }
 
   #enqueue (jobs: readonly Job[], tx: unknown, deadline: Deadline): Promise<Receipt[]> {
@@ -145,7 +164,10 @@ export class EngineLink {
 
   /** Connects once: at the first use, or when the app is ready. */
   #connect (): void {
-    this.#starting ??= this.#keepStarting()
+    if (this.#starting !== undefined) return
+    refuseStarted(this.engine)
+    started.add(this.engine)
+    this.#starting = this.#keepStarting()
   }
 
   async #keepStarting (): Promise<void> {
@@ -167,6 +189,7 @@ export class EngineLink {
   }
 
   #unavailable (error: unknown): Error {
+    if (isMistake(error)) return error
     return unavailable(this.engine.name, messageOf(error))
   }
 
@@ -182,11 +205,16 @@ export class EngineLink {
     })
   }
 
-  /** Logs an error, unless it is the same as the last one. Only its message is logged, because the error can carry commands and payloads. */
+  /** Logs an error, once for each outage. Only its message is logged, because the error can carry commands and payloads. */
   #warn (error: unknown): void {
+    if (this.#isStopping) return
     const message = messageOf(error)
-    if (message === this.#lastError || this.#isStopping) return
     this.#lastError = message
+    const now = performance.now()
+    const heardAt = this.#heard.get(message) ?? -Infinity
+    if (this.#heard.size >= MAX_HEARD) this.#heard.clear()
+    this.#heard.set(message, now)
+    if (now - heardAt < OUTAGE_MS) return
     attempt(() => { this.#options.log.warn(`background task engine "${this.engine.name}": ${message}`) })
   }
 
@@ -197,4 +225,14 @@ export class EngineLink {
       attempt(() => { this.#options.log.warn(`background task engine "${this.engine.name}" failed to ${what}: ${messageOf(error)}`) })
     }
   }
+}
+
+/** @throws FST_BGT_INVALID_OPTION */
+function refuseStarted (engine: TaskEngine<unknown>): void {
+  if (!started.has(engine)) return
+  throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: The option "engine" accepts an engine that no other app uses. Make one for each app, or close the other app first`)
+}
+
+function isMistake (error: unknown): error is Error {
+  return readOr(false, () => MISTAKES.includes((error as { readonly code?: unknown }).code))
 }

@@ -134,15 +134,15 @@ export interface EngineEvents {
   /** The app's logger. */
   readonly log: FastifyBaseLogger
   /**
-   * Reports what failed outside any call, such as a lost connection or a fetch. An outage is logged once. Only the message is logged, and
-   * it must not quote values.
+   * Reports what failed outside any call, such as a lost connection or a fetch. Only the message is logged, and it must not quote values. It
+   * is logged again only when it has not come for 30 s, so that one outage is one line.
    */
   readonly error: (error: Error) => void
 }
 
 /**
  * An adapter to a durable queue.
- * @typeParam Tx what `enqueue(…, { tx })` accepts; `never` without transactions
+ * @typeParam Tx what `enqueue` gets as `tx`: `{ executeSql(text, values) }`; `never` without transactions
  */
 export interface TaskEngine<Tx = never> {
   /** The name of the engine, for log lines and errors. */
@@ -163,7 +163,8 @@ export interface TaskEngine<Tx = never> {
 
   /**
    * Stores jobs of any of the definitions. Resolves when all of them are stored, with receipts in the order of the jobs. If it rejects,
-   * some may have been stored. No id is among the jobs twice. Rejects within seconds when the server cannot be reached. The core calls this
+   * some may have been stored. An error whose `code` is `FST_BGT_INVALID_PAYLOAD` says that the server can never store one of them, and goes to
+   * whoever added it. No id is among the jobs twice. Rejects within seconds when the server cannot be reached. The core calls this
    * only after `start` has resolved, and before `stop`.
    */
   enqueue (jobs: readonly Job[], options?: { readonly tx?: Tx }): Promise<Receipt[]>
@@ -183,7 +184,7 @@ export interface TaskEngine<Tx = never> {
 
   /**
    * Waits until all running jobs have their verdict and the server knows it, `drainMs` milliseconds at most. Then it closes every
-   * connection. Resolves also when the engine was never started, or the server is gone.
+   * connection. Resolves also when the engine was never started, or the server is gone. After that, `start` may be called again.
    */
   stop (options: { readonly drainMs: number }): Promise<void>
 }

@@ -7,22 +7,27 @@ import type { Delivery, Job, JobError, Json } from './engine.js'
 
 /** The data of a job. Only `payload` has to be there. */
 export interface StoredTask {
-  readonly payload: Json
+  payload: Json
   /** Trace context, and what a subscriber of the `enqueue` channel added. */
-  readonly headers?: Readonly<Record<string, string>>
+  headers?: Readonly<Record<string, string>>
   /** The id of the request that added the task. */
-  readonly requestId?: string
+  requestId?: string
   /** Milliseconds since the epoch. */
-  readonly enqueuedAt?: number
+  enqueuedAt?: number
 }
 
 /** The latest time, and before 1970 the earliest, that a `Date` can hold. */
 const MAX_TIME = 8_640_000_000_000_000
 
+// Objects are made property by property here: a spread took a third of the processor time that a job costs.
+
 /** A job as its stored form. `enqueuedAt` is left to the adapter, because some libraries have a place for it. */
 export function toStored ({ payload, headers, requestId: found }: Job): StoredTask {
   const requestId = requestIdOf(found)
-  return { payload, ...(hasAny(headers) && { headers }), ...(requestId !== undefined && { requestId }) }
+  const stored: StoredTask = { payload }
+  if (hasAny(headers)) stored.headers = headers
+  if (requestId !== undefined) stored.requestId = requestId
+  return stored
 }
 
 /** The JSON of {@link toStored}, put together from parts in a quarter of the time. The payload is JSON already. */
@@ -33,11 +38,22 @@ export function toStoredText ({ text, headers, requestId: found }: Job): string 
   return `{"payload":${text}${traced}${requested}}`
 }
 
-/** Reads the data of a job, whoever wrote it. Data without a `payload` is the payload itself. */
-export function fromStored (data: unknown): Pick<Delivery, 'payload' | 'headers' | 'requestId' | 'enqueuedAt'> {
-  const stored: Record<string, unknown> = isObject(data) && Object.hasOwn(data, 'payload') ? data : { payload: data }
-  const { payload, headers, requestId, enqueuedAt } = stored
-  return { payload, headers: headersOf(headers), requestId: requestIdOf(requestId), enqueuedAt: timeOf(enqueuedAt) }
+/**
+ * Reads the data of a job, whoever wrote it. Data without a `payload` is the payload itself.
+ * @param attempt the number of the attempt, 1 for the first
+ * @param enqueuedAt when the task was added, if the library keeps that beside the data
+ */
+export function toDelivery (task: string, id: string, attempt: number, data: unknown, enqueuedAt?: unknown): Delivery {
+  if (!isObject(data) || !Object.hasOwn(data, 'payload')) {
+    return { id, task, payload: data, attempt, enqueuedAt: timeOf(enqueuedAt), headers: {}, requestId: undefined }
+  }
+  const { payload, headers, requestId } = data
+  return { id, task, payload, attempt, enqueuedAt: timeOf(enqueuedAt ?? data['enqueuedAt']), headers: headersOf(headers), requestId: requestIdOf(requestId) }
+}
+
+/** When a task was added, as far as its data tells. */
+export function enqueuedAtOf (data: unknown): number | undefined {
+  return isObject(data) && Object.hasOwn(data, 'payload') ? timeOf(data['enqueuedAt']) : undefined
 }
 
 /**

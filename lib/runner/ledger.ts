@@ -29,6 +29,8 @@ export interface TaskStats {
 export class Ledger {
   readonly #counts = { pending: 0, running: 0, succeeded: 0, failed: 0, skipped: 0, abandoned: 0, enqueued: 0 }
   readonly #maxPending: number
+  /** The tasks that an engine has delivered and that have not finished. They wait in the engine, so `maxPending` does not count them. */
+  #deliveries = 0
   readonly #clock = new TurnClock()
   readonly lastFunction = new LastFunction()
   /** The failures for `idle({ rejectOnFailure: true })`. */
@@ -51,7 +53,8 @@ export class Ledger {
 
   /** @throws FST_BGT_OVERLOADED */
   admit (): void {
-    if (this.unfinished >= this.#maxPending) throw overloaded(this.unfinished, this.#maxPending)
+    const unfinished = this.unfinished - this.#deliveries
+    if (unfinished >= this.#maxPending) throw overloaded(unfinished, this.#maxPending)
   }
 
   added (list: TaskList, task: BackgroundTask): void {
@@ -59,6 +62,7 @@ export class Ledger {
     task.addedAt = list.unfinished === 0 ? performance.now() : this.#clock.now()
     list.taskAdded()
     this.#counts.pending++
+    if (list.isDelivery) this.#deliveries++
     if (addedChannel.hasSubscribers) publish(addedChannel, messageOf(list, task))
   }
 
@@ -69,7 +73,7 @@ export class Ledger {
   }
 
   succeeded (list: TaskList, task: BackgroundTask): void {
-    list.taskEnded()
+    this.#taskEnded(list)
     this.#counts.running--
     this.#counts.succeeded++
     task.end('succeeded', this.lastFunction)
@@ -77,7 +81,7 @@ export class Ledger {
 
   /** @returns the task's context, in which its failure is to be reported */
   failed (list: TaskList, task: BackgroundTask, error: unknown): AsyncResource {
-    list.taskEnded()
+    this.#taskEnded(list)
     // A task whose `when` threw has not started.
     this.#counts[task.state === 'running' ? 'running' : 'pending']--
     this.#counts.failed++
@@ -96,7 +100,7 @@ export class Ledger {
 
   /** An engine has stored the task, and this process does not have it any longer. */
   enqueued (list: TaskList, task: BackgroundTask): void {
-    list.taskEnded()
+    this.#taskEnded(list)
     this.#counts.pending--
     this.#counts.enqueued++
     task.end('enqueued')
@@ -112,13 +116,13 @@ export class Ledger {
 
   /** A task that an engine has delivered is returned to it. */
   returned (list: TaskList, task: BackgroundTask): void {
-    list.taskEnded()
+    this.#taskEnded(list)
     this.#counts[task.state === 'running' ? 'running' : 'pending']--
     task.end('enqueued')
   }
 
   skipped (list: TaskList, task: BackgroundTask, reason: string): void {
-    list.taskEnded()
+    this.#taskEnded(list)
     this.#counts.pending--
     this.#counts.skipped++
     // A task that was cancelled has ended already.
@@ -130,12 +134,17 @@ export class Ledger {
   }
 
   abandoned (list: TaskList, task: BackgroundTask): void {
-    list.taskEnded()
+    this.#taskEnded(list)
     this.#counts[task.state === 'running' ? 'running' : 'pending']--
     this.#counts.abandoned++
     task.end('abandoned')
     if (!abandonedChannel.hasSubscribers) return
     publish(abandonedChannel, { ...messageOf(list, task), ageMs: performance.now() - task.addedAt })
+  }
+
+  #taskEnded (list: TaskList): void {
+    list.taskEnded()
+    if (list.isDelivery) this.#deliveries--
   }
 
   /** A task was added after the drain. */

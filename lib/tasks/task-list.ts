@@ -12,9 +12,11 @@ import { TaskQueue } from './task-queue.js'
  */
 export type ListPhase = 'waiting' | 'queued' | 'running' | 'idle'
 
-/** A task that brings a logger along. */
-interface LoggingTask extends BackgroundTask {
+/** The only task of a list that has no request. */
+interface LoneTask extends BackgroundTask {
   readonly log: FastifyBaseLogger | undefined
+  /** Whether an engine has delivered the task. */
+  readonly isDelivered: boolean
 }
 
 /** The owner of a list, who runs it. */
@@ -52,7 +54,7 @@ export class TaskList extends TaskQueue implements TaskOwner {
   #cleanups: BackgroundTask[] | undefined
   #onEnd: (() => void) | undefined
   /** The one task of a list that has no request. The task has the logger of the request that it comes from. */
-  #onlyTask: LoggingTask | undefined
+  #onlyTask: LoneTask | undefined
 
   /** @param request whose tasks they are; without one the list waits for no exchange */
   constructor (owner: ListOwner, request: FastifyRequest | undefined) {
@@ -64,6 +66,11 @@ export class TaskList extends TaskQueue implements TaskOwner {
 
   get log (): FastifyBaseLogger {
     return this.request?.log ?? this.#onlyTask?.log ?? this.#owner.log
+  }
+
+  /** Whether an engine has delivered the task of this list. */
+  get isDelivery (): boolean {
+    return this.#onlyTask !== undefined && this.#onlyTask.isDelivered
   }
 
   get exchange (): Exchange | undefined {
@@ -186,7 +193,7 @@ export class TaskList extends TaskQueue implements TaskOwner {
   // Tasks and cleanups
 
   /** Adds the only task of a list that has no request. */
-  pushOnly (task: LoggingTask): void {
+  pushOnly (task: LoneTask): void {
     this.#onlyTask = task
     this.push(task)
   }

@@ -207,7 +207,7 @@ export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Tes
         await sleep(100)
       }
       const took = Date.now() - from
-      t.comment(`given up after ${took} ms`)
+      t.comment(`failed after ${took} ms`)
       t.strictSame(starts, [1, 2])
       t.strictSame(worker.failed, [{ n: 7, attempts: 2 }])
       await until(() => worker.lines.some(({ level, msg }) => level === 50 && msg === 'background task failed'))

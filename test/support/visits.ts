@@ -23,7 +23,7 @@ export interface Visit {
   readonly method?: string
   readonly headers?: Record<string, string>
   readonly body?: string
-  /** What the client waits for until it hangs up; `'in mid-answer'`: for the first bytes of a body. */
+  /** What the client waits for until it disconnects; `'in mid-answer'`: for the first bytes of a body. */
   readonly leaves?: Promise<unknown> | 'in mid-answer'
   readonly outcome: Partial<ExchangeOutcome> | object
   /** The names of the tasks, in the order in which they run. */
@@ -38,7 +38,7 @@ export function addTasks (app: FastifyInstance, witness: Witness): void {
   })
 }
 
-/** Sends a request, reads the answer or hangs up, and sees how the exchange ends. */
+/** Sends a request, reads the answer or disconnects, and sees how the exchange ends. */
 export async function visit (t: Test, app: FastifyInstance, witness: Witness, plan: Visit): Promise<Answered | undefined> {
   const { path, leaves, outcome, tasks } = plan
   const { response, leave } = send(await listen(app), plan)
@@ -80,7 +80,7 @@ export function send (port: number, { path, method = 'GET', headers = {}, body =
   const length = body === '' ? {} : { 'content-type': 'text/plain', 'content-length': String(body.length) }
   const request = http.request({ host: '127.0.0.1', port, path, method, headers: { ...length, ...headers }, agent: false })
   const response = once(request, 'response').then(([response]) => (response as IncomingMessage).on('error', () => {}))
-  // A client that hangs up has none.
+  // A client that disconnects has none.
   response.catch(() => {})
   request.on('error', () => {})
   request.end(body)

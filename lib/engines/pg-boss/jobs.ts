@@ -1,7 +1,7 @@
 /** Tasks as jobs of pg-boss: what is stored, and how a job and its record are read. */
 import type { JobInsert, JobWithMetadata } from 'pg-boss'
 import type { Delivery, Job, JobError, JobRecord, JobState, Json } from '../engine.js'
-import { fromStored, isObject, readJobError, toIso, toStored } from '../stored-task.js'
+import { enqueuedAtOf, isObject, readJobError, toDelivery as readDelivery, toIso, toStored } from '../stored-task.js'
 
 /** A job as a queue hands it out. */
 export interface FetchedJob {
@@ -13,16 +13,14 @@ export interface FetchedJob {
 
 export function toInsert (job: Job): JobInsert {
   const { id, delayMs, enqueuedAt } = job
-  return {
-    id,
-    data: { ...toStored(job), enqueuedAt },
-    // An interval is counted by the server's clock.
-    ...(delayMs > 0 && { startAfter: `${Math.ceil(delayMs)} milliseconds` })
-  }
+  const data = toStored(job)
+  data.enqueuedAt = enqueuedAt
+  // An interval is counted by the server's clock.
+  return delayMs > 0 ? { id, data, startAfter: `${Math.ceil(delayMs)} milliseconds` } : { id, data }
 }
 
 export function toDelivery (task: string, { id, data, retryCount }: FetchedJob): Delivery {
-  return { ...fromStored(data), id, task, attempt: retryCount + 1 }
+  return readDelivery(task, id, retryCount + 1, data)
 }
 
 export function toRecord (task: string, job: JobWithMetadata<unknown>): JobRecord {
@@ -38,7 +36,7 @@ export function toRecord (task: string, job: JobWithMetadata<unknown>): JobRecor
     name: task,
     state,
     attempt,
-    enqueuedAt: toIso(fromStored(job.data).enqueuedAt) ?? toIso(job.createdOn) ?? new Date(0).toISOString(),
+    enqueuedAt: toIso(enqueuedAtOf(job.data)) ?? toIso(job.createdOn) ?? new Date(0).toISOString(),
     ...(started !== undefined && { startedAt: started }),
     ...(finished !== undefined && { finishedAt: finished }),
     ...((state === 'failed' || state === 'retrying') && { error: toError(output) }),
