@@ -90,29 +90,37 @@ export interface Load {
   readonly refused: Set<number>
   /** With anything else, or not within 10 s. */
   readonly unknown: Set<number>
-  /** When the last answer came that was no 202, in milliseconds since the epoch; 0 if there was none. */
-  readonly lastRefusedAt: number
+  /** When an answer came last that was no 202, or a 202 after half a second without any: milliseconds since the epoch. */
+  readonly interruptedUntil: number
   /** How many 202s there were since then. */
   readonly acceptedSince: number
   stop: () => Promise<Load>
 }
+
+/** Milliseconds without a 202 that count as an interruption. */
+const STALL_MS = 500
 
 /** Posts jobs from several clients, until told to stop. */
 export function startLoad (address: () => string, clients: number, pauseMs = 2): Load {
   const [accepted, refused, unknown] = [new Set<number>(), new Set<number>(), new Set<number>()]
   let next = 0
   const state = { isOver: false }
+  let lastAcceptedAt = Date.now()
   const client = async (): Promise<void> => {
     while (!state.isOver) {
       const n = next++
       const status = await fetch(`${address()}/note/${n}`, { method: 'POST', signal: AbortSignal.timeout(10_000) }).then(({ status }) => status, () => 0)
+      const now = Date.now()
+      if (status !== 202 || now - lastAcceptedAt > STALL_MS) {
+        load.interruptedUntil = now
+        load.acceptedSince = 0
+      }
       if (status === 202) {
         accepted.add(n)
+        lastAcceptedAt = now
         load.acceptedSince++
       } else {
         (status === 503 ? refused : unknown).add(n)
-        load.lastRefusedAt = Date.now()
-        load.acceptedSince = 0
       }
       await sleep(pauseMs)
     }
@@ -121,7 +129,7 @@ export function startLoad (address: () => string, clients: number, pauseMs = 2):
     accepted,
     refused,
     unknown,
-    lastRefusedAt: 0,
+    interruptedUntil: 0,
     acceptedSince: 0,
     async stop () {
       state.isOver = true

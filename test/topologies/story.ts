@@ -48,7 +48,7 @@ export async function story (t: Test, topology: Topology): Promise<void> {
   const atRisk = new Set(replicated === undefined ? [] : [...load.accepted].filter(n => !safe.has(n)))
   const before = load.accepted.size
   await until(() => load.accepted.size > before + STREAK && load.acceptedSince > STREAK, `jobs are stored again: ${lastOf(app)}`, writableWithin + 20_000)
-  const seconds = load.lastRefusedAt < from ? 0 : (load.lastRefusedAt - from) / 1000
+  const seconds = Math.max(0, load.interruptedUntil - from) / 1000
   await load.stop()
   t.ok(seconds * 1000 <= writableWithin, `stored again after ${seconds} s`)
   t.equal(load.unknown.size, unknownBefore, 'the app itself always answers')
