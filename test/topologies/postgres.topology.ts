@@ -1,7 +1,7 @@
 import t from 'tap'
 import { opened } from '../support/opened.js'
 import { postgresPair, postgresTls } from '../support/topologies/postgres.js'
-import { story } from './story.js'
+import { refused, story } from './story.js'
 
 t.setTimeout(240_000)
 
@@ -54,18 +54,29 @@ t.test('the name points at a standby when the app starts', async t => {
   })
 })
 
-t.test('TLS with a CA, and a role that may not create anything: the server restarts', async t => {
+t.test('TLS with a CA, and a role that may not create anything', async t => {
   const tls = await opened(t, 'PostgreSQL with TLS', () => postgresTls(t))
   if (tls === undefined) return
   const { server, ca, connectionString, schema } = tls
-  await story(t, {
-    name: 'PostgreSQL with TLS and least rights: restart',
-    engine: 'pg-boss',
-    options: { connectionString, schema, options: { ssl: { ca } } },
-    async fault () {
-      await server.stop()
-      await server.start()
-    },
-    writableWithin: 10_000
+  const options = { ssl: { ca } }
+
+  await t.test('the server restarts', async t => {
+    await story(t, {
+      name: 'PostgreSQL with TLS and least rights: restart',
+      engine: 'pg-boss',
+      options: { connectionString, schema, options },
+      async fault () {
+        await server.stop()
+        await server.start()
+      },
+      writableWithin: 10_000
+    })
+  })
+
+  await t.test('without the CA, with a wrong password, or in a schema of its own: the log says why', async t => {
+    const guessed = connectionString.replace('worker', 'guarded:guessed')
+    await refused(t, { engine: 'pg-boss', options: { connectionString, schema, options: { ssl: {} } }, reason: /certificate/, secret: 'guessed' })
+    await refused(t, { engine: 'pg-boss', options: { connectionString: guessed, schema, options }, reason: /password authentication failed/, secret: 'guessed' })
+    await refused(t, { engine: 'pg-boss', options: { connectionString, schema: 'other', options }, reason: /permission denied/, secret: 'guessed' })
   })
 })

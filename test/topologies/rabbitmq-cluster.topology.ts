@@ -68,8 +68,8 @@ t.test('RabbitMQ with three nodes', async t => {
   }
   /** The node to which the publisher of an app is connected. */
   async function nodeOfApp (prefix: string): Promise<BrokerNode> {
-    const connections = JSON.parse(await one.control('list_connections', 'node', 'client_properties', '--formatter', 'json')) as Array<{ node: string, client_properties: unknown }>
+    const connections = JSON.parse(await one.control('list_connections', 'port', 'client_properties', '--formatter', 'json')) as Array<{ port: number, client_properties: unknown }>
     const connection = connections.find(({ client_properties: properties }) => JSON.stringify(properties).includes(`${prefix} publisher`))
-    return nodes.find(({ name }) => name === connection?.node) as BrokerNode
+    return nodes.find(({ port }) => port === connection?.port) as BrokerNode
   }
 })

@@ -67,6 +67,28 @@ export async function story (t: Test, topology: Topology): Promise<void> {
   t.comment(`${name} | ${load.accepted.size} | ${lost.length}${replicated === undefined ? '' : ` (of ${atRisk.size} at risk)`} | ${doubled} | ${seconds.toFixed(1)} (fault ${((happened - from) / 1000).toFixed(1)})`)
 }
 
+export interface Refusal {
+  readonly engine: EngineName
+  readonly options: object
+  /** What the log says about it. */
+  readonly reason: RegExp
+  /** What it never says. */
+  readonly secret: string
+}
+
+/** The server does not let the app in: jobs are refused with the reason in the log, and the app closes. */
+export async function refused (t: Test, { engine, options, reason, secret }: Refusal): Promise<void> {
+  const app = await startService(t, { engine, options, isWorker: true })
+  const { status } = await fetch(`${app.address}/note/0`, { method: 'POST' })
+  t.equal(status, 503)
+  await until(() => app.lines.some(({ level, msg }) => level === 40 && reason.test(msg)), '', 5_000).catch(() => {})
+  const warnings = app.lines.filter(({ level }) => level === 40)
+  t.match(warnings.map(({ msg }) => msg).join('\n'), reason)
+  t.notOk(JSON.stringify(app.lines).includes(secret), 'no password is logged')
+  await app.stop()
+  t.equal(app.process.exitCode, 0, 'the process ends by itself')
+}
+
 /** The numbers of the jobs that were accepted and do not run. */
 async function lostOf (app: Service, { accepted }: Load, atRisk: Set<number>): Promise<number[]> {
   const safe = new Set([...accepted].filter(n => !atRisk.has(n)))

@@ -103,7 +103,7 @@ server_login_retry = 1
 export interface PostgresTls {
   readonly server: TestServer
   readonly ca: string
-  /** Of a role that may use the tables of `schema`, and create nothing. */
+  /** Of a role that may use the tables of `schema`, and create nothing. There is a role `guarded`, too, with a password. */
   readonly connectionString: string
   readonly schema: string
 }
@@ -114,7 +114,9 @@ export async function postgresTls (t: Test): Promise<PostgresTls> {
   const { key, cert, ca } = certificatesIn(dir)
   const { uid, gid } = postgresUser()
   if (uid !== undefined && gid !== undefined) for (const file of [key, cert]) chownSync(file, uid, gid)
-  writeFileSync(join(dir, 'pg_hba.conf'), 'hostssl all all 127.0.0.1/32 trust\n')
+  writeFileSync(join(dir, 'pg_hba.conf'), `hostssl all guarded 127.0.0.1/32 scram-sha-256
+hostssl all all 127.0.0.1/32 trust
+`)
   const server = await postgresIn(dir, 'ssl=on', `ssl_cert_file=${cert}`, `ssl_key_file=${key}`)
   t.teardown(() => server.remove())
   const ssl = { ca }
@@ -130,6 +132,7 @@ export async function postgresTls (t: Test): Promise<PostgresTls> {
   await boss.stop({ graceful: false })
   await pool.query(`
     create role worker login;
+    create role guarded login password 'secret';
     grant usage on schema ${schema} to worker;
     grant select, insert, update, delete on all tables in schema ${schema} to worker;
     grant execute on all functions in schema ${schema} to worker;
