@@ -11,6 +11,7 @@ import { promisify } from 'node:util'
 export interface TestServer {
   readonly url: string
   readonly port: number
+  /** Resolves when it listens. Does nothing if it runs. */
   start: () => Promise<void>
   /** As an operator stops it: what it has acknowledged is on disk. */
   stop: () => Promise<void>
@@ -195,6 +196,7 @@ export function testServer (url: string, port: number, dir: string, run: () => C
     url,
     port,
     async start () {
+      if (child !== undefined && child.exitCode === null) return
       child = run()
       while (!await answers(port)) {
         if (child.exitCode !== null) throw new Error(`${child.spawnfile} has ended: it says ${child.exitCode}`)

@@ -23,6 +23,12 @@ t.test('RabbitMQ with three nodes', async t => {
     t.equal((await leaderOf(`${prefix}.note`, node))?.name, node.name, 'the leader is another node than that of the app')
   }
 
+  const restore = async (node: BrokerNode): Promise<void> => {
+    node.resume()
+    await node.start()
+    await whole()
+  }
+
   const faults = {
     stopped: (node: BrokerNode) => node.stop(),
     killed: (node: BrokerNode) => node.kill(),
@@ -33,6 +39,7 @@ t.test('RabbitMQ with three nodes', async t => {
     await t.test(`the leader of the queues is ${what}`, async t => {
       const prefix = `leader-${what}`
       await declare(t, one, prefix)
+      t.teardown(() => restore(one))
       await story(t, {
         name: `RabbitMQ cluster: leader ${what}`,
         engine: 'rabbitmq',
@@ -40,9 +47,6 @@ t.test('RabbitMQ with three nodes', async t => {
         fault: () => fault(one),
         writableWithin: 20_000
       })
-      if (what === 'paused') one.resume()
-      else await one.start()
-      await whole()
     })
   }
 
@@ -50,20 +54,17 @@ t.test('RabbitMQ with three nodes', async t => {
     await t.test(`the node of the app is ${what}, and the app knows all three`, async t => {
       const prefix = `urls-${what}`
       await declare(t, one, prefix)
-      let broken = one
       await story(t, {
         name: `RabbitMQ cluster: several URLs, node ${what}`,
         engine: 'rabbitmq',
         options: { url: nodes.map(({ url }) => url), prefix },
         async fault () {
-          broken = await nodeOfApp(prefix)
-          await fault(broken)
+          const node = await nodeOfApp(prefix)
+          t.teardown(() => restore(node))
+          await fault(node)
         },
         writableWithin: 25_000
       })
-      if (what === 'paused') broken.resume()
-      else await broken.start()
-      await whole()
     })
   }
   /** The node to which the publisher of an app is connected. */

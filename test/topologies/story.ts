@@ -47,7 +47,10 @@ export async function story (t: Test, topology: Topology): Promise<void> {
   const happened = Date.now()
   const atRisk = new Set(replicated === undefined ? [] : [...load.accepted].filter(n => !safe.has(n)))
   const before = load.accepted.size
-  await until(() => load.accepted.size > before + STREAK && load.acceptedSince > STREAK, `jobs are stored again: ${lastOf(app)}`, writableWithin + 20_000)
+  await until(() => load.accepted.size > before + STREAK && load.acceptedSince > STREAK, 'jobs are stored again', writableWithin + 20_000).catch((error: unknown) => {
+    const { accepted, refused, acceptedSince } = load
+    throw new Error(`${String(error)}. Accepted: ${accepted.size}, ${before} of them before, ${acceptedSince} at last. Refused: ${refused.size}. ${lastOf(app)}`)
+  })
   const seconds = Math.max(0, load.interruptedUntil - from) / 1000
   await load.stop()
   t.ok(seconds * 1000 <= writableWithin, `stored again after ${seconds} s`)
