@@ -66,8 +66,8 @@ export async function story (t: Test, topology: Topology): Promise<void> {
   t.equal(app.process.exitCode, 0, 'the process ends by itself')
   t.ok(Date.now() - closing < 8_000, `the app closes: ${Date.now() - closing} ms`)
   for (const { msg } of warnings) t.comment(`warning: ${msg}`)
-  // topology | 202s | lost | doubled | seconds until writable again
-  t.comment(`${name} | ${load.accepted.size} | ${lost.length}${replicated === undefined ? '' : ` (of ${atRisk.size} at risk)`} | ${doubled} | ${seconds.toFixed(1)} (fault ${((happened - from) / 1000).toFixed(1)})`)
+  // To stderr, which no reporter leaves out: topology | 202s | lost | doubled | seconds until writable again
+  console.error(`# ${name} | ${load.accepted.size} | ${lost.length}${replicated === undefined ? '' : ` (of ${atRisk.size} at risk)`} | ${doubled} | ${seconds.toFixed(1)} (fault ${((happened - from) / 1000).toFixed(1)})`)
 }
 
 export interface Refusal {
