@@ -84,6 +84,8 @@ export function ran (service: Service, numbers: Set<number>): boolean {
 }
 
 export interface Load {
+  /** How many requests were sent. Their numbers count from 0. */
+  readonly sent: number
   /** The numbers of the jobs that were answered with a 202. */
   readonly accepted: Set<number>
   /** With a 503. */
@@ -103,12 +105,11 @@ const STALL_MS = 500
 /** Posts jobs from several clients, until told to stop. */
 export function startLoad (address: () => string, clients: number, pauseMs = 2): Load {
   const [accepted, refused, unknown] = [new Set<number>(), new Set<number>(), new Set<number>()]
-  let next = 0
   const state = { isOver: false }
   let lastAcceptedAt = Date.now()
   const client = async (): Promise<void> => {
     while (!state.isOver) {
-      const n = next++
+      const n = load.sent++
       const status = await fetch(`${address()}/note/${n}`, { method: 'POST', signal: AbortSignal.timeout(10_000) }).then(({ status }) => status, () => 0)
       const now = Date.now()
       if (status !== 202 || now - lastAcceptedAt > STALL_MS) {
@@ -126,6 +127,7 @@ export function startLoad (address: () => string, clients: number, pauseMs = 2):
     }
   }
   const load = {
+    sent: 0,
     accepted,
     refused,
     unknown,
