@@ -85,6 +85,13 @@ export function isToBeRetried (error: unknown): boolean {
   return isInstance(error, FST_BGT_OVERLOADED) || isInstance(error, FST_BGT_ENGINE_UNAVAILABLE)
 }
 
+/** `addTask` of `fastify-background-tasks/ambient` was called where there is no request: 500. */
+export const FST_BGT_NO_REQUEST = createError(
+  'FST_BGT_NO_REQUEST',
+  'There is no request here that addTask could add the task to. Outside a request, call app.backgroundTasks.addTask. Inside a request, register the plugin with ambient: true',
+  500
+)
+
 /** The plugin is registered already for this app, or for a parent of it. */
 export const FST_BGT_ALREADY_REGISTERED = createError(
   'FST_BGT_ALREADY_REGISTERED',

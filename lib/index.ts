@@ -34,19 +34,19 @@ declare module 'fastify' {
 async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBackgroundTasksOptions): Promise<void> {
   if (app.hasDecorator('backgroundTasks')) throw new FST_BGT_ALREADY_REGISTERED()
   const resolved = resolveOptions(options)
-  const { tasks, engine, waitUntil, closeTimeout } = resolved
+  const { tasks, engine, waitUntil, closeTimeout, ambient } = resolved
   const definitions = new Definitions(tasks, schemaCompiler(app.getSchemas()))
   const jobs = new Jobs(app, definitions, engine ?? LOCAL)
   const runner = new Runner(resolved, app.log)
   const isRecording = (): boolean => intake.recorder !== undefined
   const dispatch = engine && connectEngine(app, engine, { runner, jobs, definitions: definitions.all, options: resolved, isRecording })
-  const intake = new Intake(runner, jobs, dispatch, waitUntil)
+  const intake = new Intake(runner, jobs, dispatch, waitUntil, ambient)
 
   // An exchange is one request and its response. Each exchange has one task list, which is its listener.
   const listOf = (request: FastifyRequest): BackgroundTasks =>
     (exchangeOf(request)?.listener as BackgroundTasks | undefined) ?? new BackgroundTasks(intake, request)
 
-  watchExchanges(app, listOf)
+  watchExchanges(app, listOf, ambient)
   app.decorate('backgroundTasks', new AppBackgroundTasks(intake))
   app.decorateRequest('backgroundTasks', {
     getter (this: FastifyRequest) { return listOf(this) }

@@ -104,6 +104,13 @@ export interface FastifyBackgroundTasksOptions {
    * @default none
    */
   readonly waitUntil?: ((promise: Promise<void>) => void) | undefined
+
+  /**
+   * Whether `addTask` and `requestTasks` of `fastify-background-tasks/ambient` find the request that is being served. Costs an
+   * `AsyncLocalStorage` for each request.
+   * @default false
+   */
+  readonly ambient?: boolean | undefined
 }
 
 /** The options with their defaults. */
@@ -112,6 +119,7 @@ export interface ResolvedOptions extends RunnerOptions, EngineOptions {
   readonly tasks: readonly AnyTaskDefinition[]
   readonly engine: TaskEngine<unknown> | undefined
   readonly waitUntil: FastifyBackgroundTasksOptions['waitUntil']
+  readonly ambient: boolean
 }
 
 function isEngine (value: unknown): boolean {
@@ -132,7 +140,8 @@ const PLUGIN_RULES: Rules = {
   worker: { accepts: 'a boolean or { concurrency }', test: value => typeof value === 'boolean' || OBJECT.test(value) },
   enqueueTimeout: DURATION,
   fallback: { accepts: '\'local\'', test: value => value === 'local' },
-  waitUntil: FUNCTION
+  waitUntil: FUNCTION,
+  ambient: BOOLEAN
 }
 
 /**
@@ -169,7 +178,8 @@ export function resolveOptions (options: FastifyBackgroundTasksOptions): Resolve
     timeout: options.timeout,
     slowTask: options.slowTask,
     closeTimeout: options.closeTimeout ?? 8000,
-    waitUntil: options.waitUntil
+    waitUntil: options.waitUntil,
+    ambient: options.ambient ?? false
   }
 }
 

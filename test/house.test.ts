@@ -11,7 +11,7 @@ const lib = fileURLToPath(new URL('../lib', import.meta.url))
 
 /** From the top down. Rooms of one floor do not know each other. */
 const FLOORS: ReadonlyArray<readonly string[]> = [
-  ['testing.ts'],
+  ['testing.ts', 'ambient.ts'],
   ['index.ts'],
   ['options.ts', 'drain.ts'],
   ['decorators'],
@@ -22,7 +22,7 @@ const FLOORS: ReadonlyArray<readonly string[]> = [
   ['engines', 'exchange'],
   ['limits.ts', 'rules.ts', 'instances.ts'],
   ['errors.ts', 'queue.ts', 'timers.ts'],
-  ['foreign.ts']
+  ['foreign.ts', 'current-request.ts']
 ]
 
 const MAX_LINES = 300

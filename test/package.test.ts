@@ -9,14 +9,16 @@ import { tmpdir } from 'node:os'
 import { dirname, join, posix } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { promisify } from 'node:util'
+import Fastify from 'fastify'
 import t from 'tap'
 import ts from 'typescript'
+import type { addTask } from '../lib/ambient.js'
 import * as source from '../lib/index.js'
 import { linksOf, readPages } from './support/docs/pages.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const require = createRequire(import.meta.url)
-const MAX_PACKED_KB = 160
+const MAX_PACKED_KB = 200
 
 interface Packed {
   filename: string
@@ -31,6 +33,7 @@ interface Consumer {
   names?: string[]
   BackgroundTask: typeof source.BackgroundTask
   makeTask: () => source.BackgroundTask
+  addHere?: typeof addTask
   serve: (task: source.BackgroundTask) => Promise<source.TaskState>
 }
 
@@ -129,6 +132,19 @@ t.test('import, require and what compilers make of them give one plugin', async 
     for (const other of consumer.plugins) t.equal(other, plugin, `the plugin of ${name}`)
     t.equal(consumer.BackgroundTask, BackgroundTask, `the BackgroundTask of ${name}`)
   }
+})
+
+t.test('import and require of the ambient addTask find the same request', async t => {
+  const [esm, cjs, compiled] = await Promise.all(['esm.mjs', 'cjs.cjs', 'from-cjs.cjs'].map(load)) as [Consumer, Consumer, Consumer]
+  const added: string[] = []
+  const app = Fastify()
+  await app.register(esm.plugins[0] as typeof source.default, { ambient: true })
+  app.get('/', async () => {
+    for (const [name, { addHere }] of Object.entries({ esm, cjs, compiled })) addHere?.((name: string) => { added.push(name) }, name)
+  })
+  await app.inject('/')
+  await app.close()
+  t.same(added, ['esm', 'cjs', 'compiled'])
 })
 
 t.test('a task made by one kind of module runs in an app made by another', async t => {

@@ -5,7 +5,9 @@
  */
 import { once } from 'node:events'
 import Fastify from 'fastify'
+import { fastifyRequestContext, requestContext } from '@fastify/request-context'
 import backgroundTasks from 'fastify-background-tasks'
+import { addTask } from 'fastify-background-tasks/ambient'
 
 const [kind, tasks, logger] = process.argv.slice(2)
 const count = Number(tasks)
@@ -56,6 +58,34 @@ const routes = {
     await app.register(backgroundTasks)
     app.get('/', async request => {
       for (let i = 0; i < count; i++) request.backgroundTasks.addTask(task, 1)
+      return { hello: 'world' }
+    })
+  },
+
+  /** The same, by code that is not given the request. */
+  async ambient () {
+    await app.register(backgroundTasks, { ambient: true })
+    app.get('/', async () => {
+      for (let i = 0; i < count; i++) addTask(task, 1)
+      return { hello: 'world' }
+    })
+  },
+
+  /** What people write without a plugin, in the store that @fastify/request-context keeps. */
+  async context () {
+    await app.register(fastifyRequestContext)
+    app.addHook('onRequest', async () => { requestContext.set('tasks', []) })
+    app.addHook('onResponse', async request => {
+      for (const { fn, args } of requestContext.get('tasks')) {
+        try {
+          await fn(...args)
+        } catch (error) {
+          request.log.error(error)
+        }
+      }
+    })
+    app.get('/', async () => {
+      for (let i = 0; i < count; i++) requestContext.get('tasks').push({ fn: task, args: [1] })
       return { hello: 'world' }
     })
   },

@@ -2,6 +2,7 @@
 import { TaskDefinition, type AnyTaskDefinition } from '../definitions/define-task.js'
 import type { JobRecord, Receipt } from '../engines/engine.js'
 import { FST_BGT_CLOSED, FST_BGT_INVALID_OPTION, FST_BGT_INVALID_TASK, typeOf } from '../errors.js'
+import { asPartOf } from '../current-request.js'
 import { attempt, isInstance } from '../foreign.js'
 import { JOB_RULES, type JobOptions } from '../definitions/jobs.js'
 import { check, OBJECT, type Rules } from '../rules.js'
@@ -69,7 +70,8 @@ export async function enqueue (intake: Intake, definition: AnyTaskDefinition, pa
   const { tx, ...jobOptions } = options
   if (tx !== undefined) jobs.refuseUnless('tx', definition)
   const transaction = tx && new CallerTransaction(tx)
-  const task = jobs.make(definition, payload, jobOptions, undefined, undefined)
+  // No request has added it, although one may be served now.
+  const task = asPartOf(undefined, () => jobs.make(definition, payload, jobOptions, undefined, undefined))
   const { id } = task
   if (dispatch === undefined) return addHere()
   try {

@@ -3,6 +3,7 @@ import { TaskDefinition, type AnyTaskDefinition } from '../definitions/define-ta
 import type { DefinedTask } from '../definitions/defined-task.js'
 import type { JobOptions, Jobs } from '../definitions/jobs.js'
 import type { Dispatch } from '../dispatch/dispatch.js'
+import { asPartOf } from '../current-request.js'
 import { attempt, isFunction, isInstance, promiseOf } from '../foreign.js'
 import { isInLateCleanup } from '../runner/late-cleanups.js'
 import type { Runner } from '../runner/runner.js'
@@ -41,14 +42,17 @@ export class Intake {
   /** The way to the engine. Undefined without an engine. */
   readonly #dispatch: Dispatch | undefined
   readonly #waitUntil: WaitUntil | undefined
+  /** Whether what is added is part of the request of its list, and not of the request that is being served. */
+  readonly #isAmbient: boolean
   /** The recorder, while a test records. */
   recorder: AddListener | undefined
 
-  constructor (runner: Runner, jobs: Jobs, dispatch: Dispatch | undefined, waitUntil: WaitUntil | undefined) {
+  constructor (runner: Runner, jobs: Jobs, dispatch: Dispatch | undefined, waitUntil: WaitUntil | undefined, isAmbient: boolean) {
     this.runner = runner
     this.jobs = jobs
     this.#dispatch = dispatch
     this.#waitUntil = waitUntil
+    this.#isAmbient = isAmbient
   }
 
   /** The way to the engine. Undefined without an engine, and while a test records. */
@@ -67,6 +71,10 @@ export class Intake {
 
   /** @throws as `addTask` does, see `TaskAdder` */
   add (list: TaskList, fn: unknown, args: unknown[], options: TaskOptions | undefined, reply: ReplyPromises | undefined): BackgroundTask {
+    return this.#isAmbient ? asPartOf(list.request, () => this.#add(list, fn, args, options, reply)) : this.#add(list, fn, args, options, reply)
+  }
+
+  #add (list: TaskList, fn: unknown, args: unknown[], options: TaskOptions | undefined, reply: ReplyPromises | undefined): BackgroundTask {
     // Most tasks are functions, which do not pay for a look at their prototypes.
     if (typeof fn !== 'function' && isInstance(fn, TaskDefinition)) {
       return this.#addDefined(list, fn as AnyTaskDefinition, args[0], args[1] as JobOptions | undefined, options, reply)
@@ -98,7 +106,7 @@ export class Intake {
   /** @throws FST_BGT_INVALID_TASK */
   addCleanup (list: TaskList, fn: unknown, args: unknown[]): void {
     if (!isFunction(fn)) throw invalidTask('addCleanup', fn)
-    const cleanup = BackgroundTask.of(fn as TaskFunction, args)
+    const cleanup = this.#isAmbient ? asPartOf(list.request, BackgroundTask.of, fn as TaskFunction, args) : BackgroundTask.of(fn as TaskFunction, args)
     cleanup.attachTo(list, undefined)
     if (this.runner.isClosed && isInLateCleanup(list)) {
       this.runner.ledger.cleanupRefused(list, cleanup)

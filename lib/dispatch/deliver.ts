@@ -1,3 +1,4 @@
+import { asPartOf } from '../current-request.js'
 import type { Jobs } from '../definitions/jobs.js'
 import type { Delivery, Verdict } from '../engines/engine.js'
 import type { Runner } from '../runner/runner.js'
@@ -6,7 +7,8 @@ import { TaskList } from '../tasks/task-list.js'
 /** Runs one delivery as a task of the app. Resolves to what has become of it, and never rejects. */
 export function deliver (runner: Runner, jobs: Jobs, delivery: Delivery): Promise<Verdict> {
   return new Promise(resolve => {
-    const task = runner.isClosed ? undefined : jobs.deliver(delivery, resolve)
+    // An engine may deliver from code that a request has started.
+    const task = runner.isClosed ? undefined : asPartOf(undefined, () => jobs.deliver(delivery, resolve))
     if (task === undefined) {
       // The definition is not known here, or the process is about to end, so another process takes the job.
       resolve({ kind: 'released' })

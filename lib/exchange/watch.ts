@@ -4,11 +4,14 @@
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import { isToBeRetried, RETRY_AFTER } from '../errors.js'
-import { attempt, isNativePromise, promiseOf, readOr } from '../foreign.js'
+import { asPartOf } from '../current-request.js'
+import { attempt, isNativePromise, promiseOf } from '../foreign.js'
 import { instancesOf } from '../instances.js'
+import { carryRequest } from './carry-request.js'
 import { isGone, isOfAbort } from './connection.js'
 import { Exchange, kExchange, type ExchangeListener, type ExchangeReply } from './exchange.js'
 import { failureOf, hasFailed, isHandled, noteFailure, noteHandled, noteReturned, noteSending, noteSettled } from './replies.js'
+import { canBeSent, withdraw } from './reply-payload.js'
 import { isUpgrade } from './upgrade.js'
 
 const kReply = Symbol('fastify-background-tasks.reply')
@@ -59,8 +62,9 @@ export function openExchange (request: WatchedRequest, listener: ExchangeListene
 /**
  * Watches the exchanges of an app and its children.
  * @param open makes the exchange of a request that has none yet
+ * @param isAmbient whether all that runs for a request has to be part of it, see {@link carryRequest}
  */
-export function watchExchanges (app: FastifyInstance, open: (request: FastifyRequest) => void): void {
+export function watchExchanges (app: FastifyInstance, open: (request: FastifyRequest) => void, isAmbient: boolean): void {
   // These two become part of the hidden class of every request and reply. Other properties are not declared, because Fastify's loop over
   // them costs more than a write.
   app.decorateRequest(kReply, null)
@@ -75,11 +79,26 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
         open(request)
         exchangeOf(request)?.watchUpgrade()
       }
-      done()
+      if (!isAmbient) {
+        done()
+        return
+      }
+      carryRequest(request, reply)
+      asPartOf(request, done as () => void)
     })
-    instance.addHook('onSend', backgroundTasksOnSend)
-    instance.addHook('onError', backgroundTasksOnError)
+    instance.addHook('onSend', isAmbient ? partOf(backgroundTasksOnSend) : backgroundTasksOnSend)
+    instance.addHook('onError', isAmbient ? partOf(backgroundTasksOnError) : backgroundTasksOnError)
+    if (isAmbient) instance.addHook('onTimeout', partOf((_request, _reply, done: () => void) => { done() }))
   }
+}
+
+/**
+ * Makes a hook, and the hooks after it, part of their request, where Fastify may come from a timer, or from code that has replied elsewhere.
+ * The other hooks follow from `onRequest`, and from the events that {@link carryRequest} carries.
+ */
+function partOf<Rest extends unknown[]> (hook: (request: FastifyRequest, reply: FastifyReply, ...rest: Rest) => void): (request: FastifyRequest, reply: FastifyReply, ...rest: Rest) => void {
+  // Fastify calls a hook by the number of its parameters.
+  return Object.defineProperty((request: FastifyRequest, reply: FastifyReply, ...rest: Rest): void => { asPartOf(request, hook, request, reply, ...rest) }, 'length', { value: hook.length })
 }
 
 /** Attaches the reply to its request. Any of our hooks may be the first that is given the reply, because a hook before ours can reply itself. */
@@ -194,33 +213,6 @@ function goOut (exchange: Exchange, reply: ExchangeReply): void {
   if (hasFailed(reply)) sayWhenToRetry(reply, failureOf(reply))
   noteSettled(reply)
   exchange.settle()
-}
-
-/** Whether Fastify sends a payload. It refuses others after the last hook (`onSendEnd` in its reply.js). */
-function canBeSent (payload: unknown): boolean {
-  if (payload === undefined || payload === null || typeof payload === 'string' || Buffer.isBuffer(payload)) return true
-  return readOr(true, () => {
-    const { pipe, getReader, locked, body, bodyUsed } = payload as Partial<Record<'pipe' | 'getReader' | 'locked' | 'body' | 'bodyUsed', unknown>>
-    if (typeof pipe === 'function') return true
-    if (typeof getReader === 'function') return locked !== true
-    return Object.prototype.toString.call(payload) === '[object Response]' && (body === null || bodyUsed !== true)
-  })
-}
-
-/** Headers that other hooks have set for a payload that will not be sent, such as its encoding. They do not fit the error. */
-const OF_THE_PAYLOAD = ['content-encoding', 'content-range', 'content-length', 'etag', 'last-modified', 'cache-control', 'expires']
-
-function withdraw (reply: FastifyReply, payload: unknown): void {
-  for (const header of OF_THE_PAYLOAD) attempt(() => { reply.removeHeader(header) })
-  const stream = payload as { on?: unknown, destroy?: unknown, cancel?: unknown } | null | undefined
-  attempt(() => {
-    if (typeof stream?.on === 'function' && typeof stream.destroy === 'function') {
-      stream.on('error', () => {})
-      stream.destroy()
-    } else if (typeof stream?.cancel === 'function') {
-      promiseOf(stream.cancel())?.catch(() => {})
-    }
-  })
 }
 
 /** Sets `Retry-After`, which an error handler may have left out. */

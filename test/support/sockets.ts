@@ -82,7 +82,7 @@ export interface Pending {
 }
 
 export interface Client {
-  send: (path: string, method?: string, body?: string) => Pending
+  send: (path: string, method?: string, body?: string, headers?: Record<string, string>) => Pending
 }
 
 /** How to speak to an app. */
@@ -127,8 +127,8 @@ async function connect1 (t: Test, app: FastifyInstance, protocol: typeof http | 
   t.teardown(() => { agent.destroy() })
 
   return {
-    send (path, method = 'GET', body = '') {
-      const headers = body === '' ? {} : { 'content-type': 'text/plain', 'content-length': body.length }
+    send (path, method = 'GET', body = '', others = {}) {
+      const headers = body === '' ? others : { 'content-type': 'text/plain', 'content-length': body.length, ...others }
       const request = protocol.request({ host: '127.0.0.1', port, path, method, headers, agent, rejectUnauthorized: false } as object)
       request.end(body)
       const answer = (async () => {
@@ -146,8 +146,8 @@ async function connect2 (t: Test, app: FastifyInstance, scheme: string): Promise
   await once(session, 'connect')
 
   return {
-    send (path, method = 'GET', body = '') {
-      const headers = body === '' ? {} : { 'content-type': 'text/plain' }
+    send (path, method = 'GET', body = '', others = {}) {
+      const headers = body === '' ? others : { 'content-type': 'text/plain', ...others }
       const stream: ClientHttp2Stream = session.request({ ':path': path, ':method': method, ...headers }, { endStream: body === '' })
       if (body !== '') stream.end(body)
       const answer = (async () => {

@@ -3,6 +3,7 @@
 // A CommonJS module in JavaScript that uses the built package.
 const Fastify = require('fastify')
 const backgroundTasks = require('fastify-background-tasks')
+const { addTask } = require('fastify-background-tasks/ambient')
 const { recordTasks } = require('fastify-background-tasks/testing')
 const { BackgroundTask, backgroundTasks: named, default: byDefault, fastifyBackgroundTasks } = require('fastify-background-tasks')
 
@@ -13,6 +14,8 @@ exports.BackgroundTask = BackgroundTask
 exports.makeTask = function makeTask () {
   return new BackgroundTask(String, 'Ann')
 }
+
+exports.addHere = addTask
 
 /** Adds the task to a request of an app that registered the plugin of this module. */
 exports.serve = async function serve (task) {

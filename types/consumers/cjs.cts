@@ -1,6 +1,7 @@
 // A CommonJS module in TypeScript that uses the built package: `require` gives the plugin, and everything else is on it.
 import Fastify = require('fastify')
 import backgroundTasks = require('fastify-background-tasks')
+import { addTask } from 'fastify-background-tasks/ambient'
 import { recordTasks } from 'fastify-background-tasks/testing'
 
 export type Everything = [
@@ -28,6 +29,8 @@ export function refused (tasks: backgroundTasks.BackgroundTasks): void {
   // @ts-expect-error a name is no number
   tasks.addTask(greet, 1)
 }
+
+export const addHere = addTask
 
 /** Adds the task to a request of an app that registered the plugin of this module. */
 export async function serve (task: backgroundTasks.BackgroundTask): Promise<backgroundTasks.TaskState> {

@@ -2,6 +2,7 @@
 import Fastify from 'fastify'
 import backgroundTasks, { BackgroundTask, backgroundTasks as named, fastifyBackgroundTasks } from 'fastify-background-tasks'
 import * as namespace from 'fastify-background-tasks'
+import { addTask } from 'fastify-background-tasks/ambient'
 import { recordTasks } from 'fastify-background-tasks/testing'
 
 export const plugins = [backgroundTasks, named, fastifyBackgroundTasks, namespace.default, namespace.backgroundTasks]
@@ -11,6 +12,8 @@ export { BackgroundTask }
 export function makeTask () {
   return new BackgroundTask(String, 'Ann')
 }
+
+export const addHere = addTask
 
 /** Adds the task to a request of an app that registered the plugin of this module. */
 export async function serve (task) {
