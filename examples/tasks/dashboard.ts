@@ -10,7 +10,8 @@ import type { FastifyInstance } from 'fastify'
  * @param prefix that of `bullmq()`
  */
 export async function mountDashboard (app: FastifyInstance, redisUrl: string, login: { name: string, password: string }, prefix = 'fbt'): Promise<void> {
-  const queue = new Queue('make-report', { connection: { url: redisUrl }, prefix })
+  // What the engine has set for the queue stays.
+  const queue = new Queue('make-report', { connection: { url: redisUrl }, prefix, skipMetasUpdate: true })
   queue.on('error', error => { app.log.warn(error.message) })
   const board = new FastifyAdapter()
   board.setBasePath('/dashboard')

@@ -2,68 +2,13 @@
  * What breaks, with servers and processes of the test's own. Counted: every job answered with 202 runs at least once, and
  * nothing runs that was answered with 503 while the server was known to be away.
  */
-import { spawn, type ChildProcess } from 'node:child_process'
-import { once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import { proxyTo, type TestServer } from '../support/servers.js'
-
-const SERVICE = fileURLToPath(new URL('../support/engine-service.js', import.meta.url))
-
-type ServiceMessage =
-  | { address: string }
-  | { started: number, id: string, attempt: number }
-  | { failed: number, attempts: number }
-  | { line: { level: number, msg: string } }
-
-interface Service {
-  readonly address: string
-  readonly process: ChildProcess
-  readonly started: Array<{ n: number, attempt: number }>
-  readonly failed: Array<{ n: number, attempts: number }>
-  readonly lines: Array<{ level: number, msg: string }>
-  kill: () => Promise<void>
-  stop: () => Promise<void>
-}
-
-async function until (isSo: () => boolean): Promise<void> {
-  while (!isSo()) await sleep(20)
-}
-
-/** Posts jobs from several clients, until told to stop: the numbers that got which answer. */
-function load (address: () => string, clients: number): { stop: () => Promise<{ accepted: Set<number>, refused: Set<number>, unknown: Set<number> }>, accepted: Set<number>, refused: Set<number> } {
-  const [accepted, refused, unknown] = [new Set<number>(), new Set<number>(), new Set<number>()]
-  let next = 0
-  const state = { isOver: false }
-  const client = async (): Promise<void> => {
-    while (!state.isOver) {
-      const n = next++
-      try {
-        const { status } = await fetch(`${address()}/note/${n}`, { method: 'POST' })
-        if (status === 202) accepted.add(n)
-        else if (status === 503) refused.add(n)
-        else unknown.add(n)
-      } catch {
-        unknown.add(n)
-      }
-      await sleep(2)
-    }
-  }
-  const done = Promise.all(Array.from({ length: clients }, client))
-  return {
-    accepted,
-    refused,
-    async stop () {
-      state.isOver = true
-      await done
-      return { accepted, refused, unknown }
-    }
-  }
-}
+import { count, optionsOf, ran, startLoad, startService, until, type EngineName, type Service } from '../support/services.js'
 
 /** @param newQueueMs milliseconds after which a new queue outlives a kill of its server */
-export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Test) => Promise<TestServer | undefined>, newQueueMs = 0): void {
+export function faults (engine: EngineName, open: (t: Test) => Promise<TestServer | undefined>, newQueueMs = 0): void {
   t.setTimeout(240_000)
   void t.test(`faults of ${engine}`, { timeout: 240_000 }, async t => {
     const server = await open(t)
@@ -72,29 +17,8 @@ export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Tes
     let places = 0
     const newPlace = (): string => `faults_${++places}`
 
-    const service = async (t: Test, place: string, isWorker: boolean, url = server.url): Promise<Service> => {
-      // It loads the built package. `env`, for tap gives its loaders to every process that is started here, by NODE_OPTIONS.
-      const child = spawn('env', ['-u', 'NODE_OPTIONS', process.execPath, SERVICE], { stdio: ['ignore', 'ignore', 'inherit', 'ipc'], env: { ...process.env, ENGINE: engine, URL: url, PLACE: place, WORKER: String(isWorker) } })
-      const started: Service['started'] = []
-      const failed: Service['failed'] = []
-      const lines: Service['lines'] = []
-      const exit = once(child, 'exit')
-      const address = await new Promise<string>((resolve, reject) => {
-        child.once('exit', () => { reject(new Error('the service has ended')) })
-        child.on('message', (message: ServiceMessage) => {
-          if ('address' in message) resolve(message.address)
-          if ('started' in message) started.push({ n: message.started, attempt: message.attempt })
-          if ('failed' in message) failed.push({ n: message.failed, attempts: message.attempts })
-          if ('line' in message) lines.push(message.line)
-        })
-      })
-      const end = async (signal: NodeJS.Signals): Promise<void> => {
-        child.kill(signal)
-        await exit
-      }
-      t.teardown(() => end('SIGKILL'))
-      return { address, process: child, started, failed, lines, kill: () => end('SIGKILL'), stop: () => end('SIGTERM') }
-    }
+    const service = async (t: Test, place: string, isWorker: boolean, url = server.url): Promise<Service> =>
+      await startService(t, { engine, options: optionsOf(engine, url, place), isWorker })
     const post = async ({ address }: Service, path: string): Promise<number> => (await fetch(address + path, { method: 'POST' })).status
 
     await t.test('absent at start: the app serves and answers 503, and recovers by itself', async t => {
@@ -114,7 +38,7 @@ export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Tes
     await t.test('stopped and started under load: what was accepted runs, what was refused does not', async t => {
       const place = newPlace()
       const app = await service(t, place, true)
-      const clients = load(() => app.address, 5)
+      const clients = startLoad(() => app.address, 5)
       await until(() => clients.accepted.size > 100)
       await server.stop()
       await until(() => clients.refused.size > 20)
@@ -133,7 +57,7 @@ export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Tes
     await t.test('killed and started under load: what was accepted runs', async t => {
       const place = newPlace()
       const app = await service(t, place, true)
-      const clients = load(() => app.address, 5)
+      const clients = startLoad(() => app.address, 5)
       await until(() => clients.accepted.size > 100)
       await sleep(newQueueMs)
       await server.kill()
@@ -154,7 +78,7 @@ export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Tes
       const url = new URL(server.url)
       url.port = String(proxy.port)
       const app = await service(t, newPlace(), true, url.href)
-      const clients = load(() => app.address, 5)
+      const clients = startLoad(() => app.address, 5)
       for (let i = 0; i < 5; i++) {
         const before = clients.accepted.size
         await until(() => clients.accepted.size > before + 50)
@@ -223,7 +147,7 @@ export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Tes
       const place = newPlace()
       const worker = await service(t, place, true)
       let web = await service(t, place, false)
-      const clients = load(() => web.address, 5)
+      const clients = startLoad(() => web.address, 5)
       for (let i = 1; i <= 3; i++) {
         await until(() => clients.accepted.size > 60 * i)
         await web.kill()
@@ -235,13 +159,4 @@ export function faults (engine: 'bullmq' | 'pg-boss' | 'rabbitmq', open: (t: Tes
       await worker.stop()
     })
   })
-}
-
-function count ({ started }: Service, numbers: Set<number>): number {
-  const ran = new Set(started.map(({ n }) => n))
-  return [...numbers].filter(n => ran.has(n)).length
-}
-
-function ran (service: Service, numbers: Set<number>): boolean {
-  return count(service, numbers) === numbers.size
 }

@@ -11,7 +11,7 @@ import { openPostgres } from '../support/postgres.js'
 
 outages('pg-boss', async t => await opened(t, 'PostgreSQL', () => postgresServer()), (connectionString, schema) => pgBoss({ connectionString, schema }))
 
-t.test('a job written by hand runs, a malformed one fails at once; what jsonb cannot hold is refused', async t => {
+t.test('a job written by hand runs, and a malformed one fails at once', async t => {
   const postgres = await openPostgres(t)
   if (postgres === undefined) return
   const { connectionString, schema } = postgres
@@ -21,8 +21,6 @@ t.test('a job written by hand runs, a malformed one fails at once; what jsonb ca
     payload: { type: 'string' },
     handler (name: string, { requestId }) {
       ran.push([name, requestId])
-      if (name === 'odd result') return 'half a pair: \ud800, and \u0000'
-      return null
     }
   })
   const { app, logs } = await start(t, { tasks: [note], engine: pgBoss({ connectionString, schema }), enqueueTimeout: 5_000 })
@@ -33,12 +31,10 @@ t.test('a job written by hand runs, a malformed one fails at once; what jsonb ca
   await boss.send('note', { payload: 'by hand', requestId: 'r-1' })
   const ids: Array<string | null> = []
   for (const data of [null, { text: 1 }, { payload: 7 }, { payload: 'odd', headers: 'none', enqueuedAt: 'never' }]) ids.push(await boss.send('note', data as object))
-  await t.rejects(app.backgroundTasks.enqueue(note, 'null \u0000'), { code: 'FST_BGT_ENGINE_UNAVAILABLE', cause: { message: /U\+0000/ } })
-  const { id } = await app.backgroundTasks.enqueue(note, 'odd result')
-  while (ran.length < 3) await sleep(20)
+  while (ran.length < 2) await sleep(20)
   const state = async (id: string | null): Promise<string | undefined> => (await app.backgroundTasks.get(note, id ?? ''))?.state
-  while (await state(ids[2] ?? null) !== 'failed' || await state(id) !== 'succeeded') await sleep(20)
-  t.match(ran.map(run => (run as unknown[])[0]).sort(), ['by hand', 'odd', 'odd result'])
+  while (await state(ids[2] ?? null) !== 'failed') await sleep(20)
+  t.match(ran.map(run => (run as unknown[])[0]).sort(), ['by hand', 'odd'])
   t.match(await app.backgroundTasks.get(note, ids[2] ?? ''), { error: { code: 'FST_BGT_INVALID_PAYLOAD' }, attempt: 1 })
   t.equal(await app.backgroundTasks.get(note, 'no UUID'), undefined)
   t.equal(logs.filter(({ level, msg }) => level === 50 && msg === 'background task failed').length, 3)

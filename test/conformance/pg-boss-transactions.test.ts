@@ -72,11 +72,11 @@ t.test('a plan that a pooler has lost is done without', async t => {
   const server = new PgBossServer({ connectionString, schema, schedule: false, registerInstance: false, max: 1 }, [spec], { log, error: error => { t.fail(error.message) } })
   await server.open()
   t.teardown(() => server.close())
-  const db = server.boss.getDb()
+  const db = server.web.boss.getDb()
   const names = async (): Promise<unknown[]> => (await db.executeSql('select name from pg_prepared_statements')).rows
   const ids = Array.from({ length: 5 }, () => randomUUID())
   const insert = async (i: number): Promise<void> => {
-    t.strictSame(await server.insert('welcome', [{ id: ids[i] as string, data: { i } }]), [ids[i]])
+    t.strictSame(await server.insert('welcome', [{ id: ids[i] as string, data: { i } }], 2_000), [ids[i]])
   }
   await insert(0)
   t.equal((await names()).length, 1, 'the server keeps the plan')
@@ -91,15 +91,15 @@ t.test('a plan that a pooler has lost is done without', async t => {
   await insert(2)
   await insert(3)
   t.equal((await names()).length, 0)
-  t.strictSame(await server.insert('welcome', [{ id: ids[3] as string, data: {} }, { id: ids[4] as string, data: {} }]), [ids[4]], 'what is there is left out')
+  t.strictSame(await server.insert('welcome', [{ id: ids[3] as string, data: {} }, { id: ids[4] as string, data: {} }], 2_000), [ids[4]], 'what is there is left out')
   const { rows } = await pool.query<{ n: number }>(`select count(*)::int as n from ${schema}.job`)
   t.strictSame(rows, [{ n: 5 }])
 
   const texts: string[] = []
-  const changed = new PreparedStatements(() => ({ async executeSql (text: string) { texts.push(text.trim()); return { rows: [] } } }))
+  const changed = new PreparedStatements(() => ({ async executeSql (text: string) { texts.push(text.trim()); return { rows: [] } } }), 1_000)
   for (let i = 0; i < 2; i++) await changed.executeSql('select 1')
   t.strictSame(texts, ['select 1', 'select 1'], 'nor is a name asked of a pg-boss that wants a text')
-  const broken = new PreparedStatements(() => ({ async executeSql () { throw new Error('broken') } }))
+  const broken = new PreparedStatements(() => ({ async executeSql () { throw new Error('broken') } }), 1_000)
   await t.rejects(broken.executeSql('select 1'), { message: 'broken' })
 })
 

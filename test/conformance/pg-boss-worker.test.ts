@@ -37,7 +37,7 @@ t.test('jobs are taken in advance: many that are short and small, few of large p
       // More large ones in one statement would take longer than it may.
       const perInsert = payload.length > 1 ? 20 : jobs
       for (let stored = 0; stored < jobs; stored += perInsert) {
-        await server.insert(spec.name, Array.from({ length: perInsert }, () => ({ id: randomUUID(), data: { payload } })))
+        await server.insert(spec.name, Array.from({ length: perInsert }, () => ({ id: randomUUID(), data: { payload } })), 2_000)
       }
       left = jobs
       fetched = []

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { GetMessage } from 'amqplib'
 import t, { type Test } from 'tap'
-import { rabbitmq, type RabbitMqOptions } from '../../lib/engines/rabbitmq/index.js'
+import { rabbitmq } from '../../lib/engines/rabbitmq/index.js'
 import { defineTask } from '../../lib/index.js'
 import { start } from '../support/app.js'
 import { opened } from '../support/opened.js'
@@ -269,25 +269,4 @@ t.test('a queue that someone has declared with other settings is used, with a wa
   await app.backgroundTasks.enqueue(note, 1)
   await until(() => ran.length === 1)
   t.equal(logs.filter(({ level, msg }) => level === 40 && /exists with other settings/.test(msg)).length, 1)
-})
-
-t.test('wrong options are refused at the call, and no password is shown', async t => {
-  const refused: Array<[options: unknown, message: RegExp]> = [
-    [null, /^rabbitmq accepts an object of options; received null$/],
-    ['amqp://:secret@host', /^rabbitmq accepts an object of options; received a string, not shown here$/],
-    [{ connection: 'amqp://:secret@host' }, /^rabbitmq has no option "connection"; it accepts url, prefix, options$/],
-    [{ url: 'http://:secret@host' }, /^The option "url" of rabbitmq accepts an amqp: or amqps: URL; received a string, not shown here$/],
-    [{ url: 7 }, /"url" of rabbitmq accepts/],
-    [{ prefix: '' }, /^The option "prefix" of rabbitmq accepts a string that is not empty; received ''$/],
-    [{ options: 'amqp://:secret@host' }, /^The option "options" of rabbitmq accepts an object; received a string, not shown here$/],
-    [{ options: { recovery: true } }, /does not accept "recovery": the engine restores its connections$/]
-  ]
-  for (const [options, message] of refused) {
-    t.throws(() => rabbitmq(options as RabbitMqOptions), { code: 'FST_BGT_INVALID_OPTION', message })
-    t.throws(() => rabbitmq(options as RabbitMqOptions), { message: /^(?!.*secret)/ })
-  }
-  t.equal(rabbitmq({ url: 'amqps://user:password@host/vhost', options: { servername: 'host' } }).name, 'rabbitmq')
-  const { app, logs } = await start(t, { tasks: ['note', 'note.dead'].map(name => defineTask({ name, handler () {} })), engine: rabbitmq(), enqueueTimeout: 300 })
-  await app.ready()
-  t.ok(logs.some(({ level, msg }) => level === 40 && /the task "note.dead" would run what "note" has failed at: rename one of them/.test(msg)))
 })

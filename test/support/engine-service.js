@@ -1,12 +1,12 @@
 /**
- * A service for the tests of faults, in a process of its own that can be killed: `ENGINE`, `URL`, `PLACE`, `WORKER`. Plain
+ * A service for the tests of faults, in a process of its own that can be killed: `ENGINE`, `OPTIONS` (JSON), `WORKER`. Plain
  * JavaScript with the built package, for it is started again and again.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify from 'fastify'
 import backgroundTasks, { defineTask } from 'fastify-background-tasks'
 
-const { ENGINE, URL: url = '', PLACE: place = '', WORKER } = process.env
+const { ENGINE, OPTIONS = '', WORKER } = process.env
 const say = message => { process.send(message) }
 
 const note = defineTask({
@@ -42,7 +42,8 @@ process.once('SIGTERM', () => { void app.close().then(() => { process.disconnect
 say({ address: await app.listen({ port: 0, host: '127.0.0.1' }) })
 
 async function engine () {
-  if (ENGINE === 'bullmq') return (await import('fastify-background-tasks/bullmq')).bullmq({ connection: url, prefix: place })
-  if (ENGINE === 'rabbitmq') return (await import('fastify-background-tasks/rabbitmq')).rabbitmq({ url, prefix: place })
-  return (await import('fastify-background-tasks/pg-boss')).pgBoss({ connectionString: url, schema: place })
+  const options = JSON.parse(OPTIONS)
+  if (ENGINE === 'bullmq') return (await import('fastify-background-tasks/bullmq')).bullmq(options)
+  if (ENGINE === 'rabbitmq') return (await import('fastify-background-tasks/rabbitmq')).rabbitmq(options)
+  return (await import('fastify-background-tasks/pg-boss')).pgBoss(options)
 }

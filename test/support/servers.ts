@@ -1,7 +1,7 @@
 /** Servers of their own for tests that break them: on free ports, bound to loopback, ended by process id. */
 import { execFile, execFileSync, spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { chownSync, existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { chownSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -10,47 +10,94 @@ import { promisify } from 'node:util'
 
 export interface TestServer {
   readonly url: string
+  readonly port: number
+  /** Resolves when it listens. Does nothing if it runs. */
   start: () => Promise<void>
   /** As an operator stops it: what it has acknowledged is on disk. */
   stop: () => Promise<void>
   /** As a power cut does. */
   kill: () => Promise<void>
+  /** It keeps its connections, and does nothing any more: SIGSTOP. */
+  pause: () => void
+  resume: () => void
   /** Stops it, and removes its folder. */
   remove: () => Promise<void>
 }
 
+/** Each process of tests has a hundred ports of its own. */
+let nextPort = 10_000 + process.pid % 100 * 100
+
+/**
+ * A free port, and so is the one 10,000 above it. Both are below those that outgoing connections get: otherwise one of them could take the port of a server
+ * that is down for a while, and a client that reconnects could meet itself.
+ */
 export async function freePort (): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
+  for (;;) {
+    const port = nextPort++
+    if (await isFree(port) && await isFree(port + 10_000)) return port
+  }
+}
+
+async function isFree (port: number): Promise<boolean> {
+  const server = createServer().listen(port, '127.0.0.1')
+  try {
+    await once(server, 'listening')
+  } catch {
+    return false
+  }
   server.close()
   await once(server, 'close')
-  return port
+  return true
 }
 
 /** Throws where there is no `redis-server`. */
 export async function redisServer (...options: string[]): Promise<TestServer> {
-  execFileSync('redis-server', ['--version'])
+  return await redisOf('redis-server', () => options)
+}
+
+/** @param command `redis-server`, or what is compatible with it. Throws where it is not there. */
+export async function redisOf (command: string, options: (port: number) => string[]): Promise<TestServer> {
+  execFileSync(command, ['--version'])
   const port = await freePort()
   const dir = mkdtempSync(join(tmpdir(), 'fbt-redis-'))
   // Acknowledged is written: so a test can count.
-  const args = ['--port', String(port), '--bind', '127.0.0.1', '--appendonly', 'yes', '--appendfsync', 'always', '--save', '', '--maxmemory-policy', 'noeviction', '--dir', dir, ...options]
-  return testServer(`redis://127.0.0.1:${port}`, port, dir, () => spawn('redis-server', args, { stdio: 'ignore' }), 'SIGTERM')
+  const args = ['--port', String(port), '--bind', '127.0.0.1', '--appendonly', 'yes', '--appendfsync', 'always', '--save', '', '--maxmemory-policy', 'noeviction', '--dir', dir, ...options(port)]
+  return testServer(`redis://127.0.0.1:${port}`, port, dir, () => spawn(command, args, { stdio: 'ignore' }), 'SIGTERM')
 }
 
 /** Throws where there is no PostgreSQL. */
 export async function postgresServer (): Promise<TestServer> {
-  const bin = postgresBin()
+  const dir = postgresFolder()
+  await runPostgres('initdb', dir, ['-D', dir, '-U', 'postgres', '-A', 'trust', '--no-sync'])
+  return await postgresIn(dir)
+}
+
+/** A server on a folder that `initdb` or `pg_basebackup` has made. */
+export async function postgresIn (dir: string, ...settings: string[]): Promise<TestServer> {
   const port = await freePort()
+  const args = ['-D', dir, '-p', String(port), '-h', '127.0.0.1', '-k', '', ...settings.flatMap(setting => ['-c', setting])]
+  const run = (): ChildProcess => spawn(join(postgresBin(), 'postgres'), args, { ...postgresUser(), stdio: 'ignore', cwd: dir })
+  return testServer(`postgres://postgres@127.0.0.1:${port}/postgres`, port, dir, run, 'SIGINT')
+}
+
+/** An empty folder of the user who runs PostgreSQL. */
+export function postgresFolder (): string {
   const dir = mkdtempSync(join(tmpdir(), 'fbt-postgres-'))
-  // It refuses to run as root.
-  const asRoot = process.getuid?.() === 0
-  const [uid, gid] = asRoot ? ['-u', '-g'].map(flag => Number(execFileSync('id', [flag, 'postgres']))) : []
-  const user = uid === undefined || gid === undefined ? {} : { uid, gid }
+  const { uid, gid } = postgresUser()
   if (uid !== undefined && gid !== undefined) chownSync(dir, uid, gid)
-  execFileSync(join(bin, 'initdb'), ['-D', dir, '-U', 'postgres', '-A', 'trust', '--no-sync'], { ...user, stdio: 'ignore', cwd: dir })
-  const args = ['-D', dir, '-p', String(port), '-h', '127.0.0.1', '-k', '']
-  return testServer(`postgres://postgres@127.0.0.1:${port}/postgres`, port, dir, () => spawn(join(bin, 'postgres'), args, { ...user, stdio: 'ignore', cwd: dir }), 'SIGINT')
+  return dir
+}
+
+/** Runs a program of PostgreSQL. */
+export async function runPostgres (program: string, cwd: string, args: string[]): Promise<void> {
+  await promisify(execFile)(join(postgresBin(), program), args, { ...postgresUser(), cwd })
+}
+
+/** PostgreSQL and PgBouncer refuse to run as root. */
+export function postgresUser (): { readonly uid?: number, readonly gid?: number } {
+  if (process.getuid?.() !== 0) return {}
+  const [uid = 0, gid = 0] = ['-u', '-g'].map(flag => Number(execFileSync('id', [flag, 'postgres'])))
+  return { uid, gid }
 }
 
 function postgresBin (): string {
@@ -61,51 +108,82 @@ function postgresBin (): string {
 
 /** A broker that can be commanded. */
 export interface TestBroker extends TestServer {
-  /** `rabbitmqctl`. */
-  control: (...args: string[]) => Promise<void>
+  /** `rabbitmqctl`. Resolves to what it prints. */
+  control: (...args: string[]) => Promise<string>
+}
+
+/** Where the nodes of a cluster find each other: a folder with their cookie, and an epmd, which Erlang would leave running. */
+export interface BrokerHost {
+  readonly dir: string
+  readonly epmdPort: number
+  remove: () => void
+}
+
+export async function brokerHost (): Promise<BrokerHost> {
+  const epmdPort = await freePort()
+  const dir = mkdtempSync(join(tmpdir(), 'fbt-rabbitmq-'))
+  const epmd = spawn('epmd', ['-port', String(epmdPort), '-address', '127.0.0.1'], { stdio: 'ignore', cwd: dir })
+  return {
+    dir,
+    epmdPort,
+    remove () {
+      epmd.kill()
+      rmSync(dir, { recursive: true, force: true, maxRetries: 5 })
+    }
+  }
+}
+
+export interface BrokerOptions {
+  /** The text of `rabbitmq.conf`. */
+  readonly conf?: string
+  /** The host of a cluster, whose nodes have names. Without it, the node is alone. */
+  readonly node?: { readonly name: string, readonly host: BrokerHost }
 }
 
 /** Throws where there is no RabbitMQ. Nothing of it touches a broker that the machine may have, nor its epmd. */
-export async function rabbitmqServer (): Promise<TestBroker> {
+export async function rabbitmqServer ({ conf = '', node }: BrokerOptions = {}): Promise<TestBroker> {
   const bin = ['/usr/lib/rabbitmq/bin', '/opt/rabbitmq/sbin', '/usr/local/sbin'].find(dir => existsSync(join(dir, 'rabbitmq-server')))
   if (bin === undefined) throw new Error('no rabbitmq-server was found')
-  const [port, distPort, epmdPort] = [await freePort(), await freePort(), await freePort()]
-  const dir = mkdtempSync(join(tmpdir(), 'fbt-rabbitmq-'))
+  const [port, distPort] = [await freePort(), await freePort()]
+  const { name, host } = node ?? { name: `fbt-${port}`, host: await brokerHost() }
+  const dir = join(host.dir, name)
+  mkdirSync(dir)
+  writeFileSync(join(dir, 'rabbitmq.conf'), conf)
   const env: NodeJS.ProcessEnv = {
     PATH: process.env['PATH'],
-    HOME: dir,
+    HOME: host.dir,
     ERL_EPMD_ADDRESS: '127.0.0.1',
-    ERL_EPMD_PORT: String(epmdPort),
-    RABBITMQ_NODENAME: `fbt-${port}@localhost`,
+    ERL_EPMD_PORT: String(host.epmdPort),
+    RABBITMQ_NODENAME: `${name}@localhost`,
     RABBITMQ_NODE_IP_ADDRESS: '127.0.0.1',
     RABBITMQ_NODE_PORT: String(port),
     RABBITMQ_DIST_PORT: String(distPort),
     RABBITMQ_MNESIA_BASE: join(dir, 'mnesia'),
     RABBITMQ_LOG_BASE: join(dir, 'log'),
     RABBITMQ_CONF_ENV_FILE: join(dir, 'none'),
-    RABBITMQ_CONFIG_FILE: join(dir, 'none'),
+    RABBITMQ_CONFIG_FILE: join(dir, 'rabbitmq.conf'),
     RABBITMQ_ENABLED_PLUGINS_FILE: join(dir, 'plugins'),
     RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS: '-noinput -kernel inet_dist_use_interface {127,0,0,1}',
     // It is the process that was started then, and no script in front of it.
     RABBITMQ_ALLOW_INPUT: '1'
   }
   const options = { env, cwd: dir, stdio: 'ignore' } as const
-  // Erlang would leave one running.
-  const epmd = spawn('epmd', ['-port', String(epmdPort), '-address', '127.0.0.1'], options)
   const server = testServer(`amqp://guest:guest@127.0.0.1:${port}`, port, dir, () => spawn(join(bin, 'rabbitmq-server'), options), 'SIGTERM')
   return {
     ...server,
     async control (...args) {
-      await promisify(execFile)(join(bin, 'rabbitmqctl'), args, { env, cwd: dir })
+      const { stdout } = await promisify(execFile)(join(bin, 'rabbitmqctl'), args, { env, cwd: dir })
+      return stdout
     },
     async remove () {
       await server.remove()
-      epmd.kill()
+      if (node === undefined) host.remove()
     }
   }
 }
 
-function testServer (url: string, port: number, dir: string, run: () => ChildProcess, stopSignal: NodeJS.Signals): TestServer {
+/** @param run starts the process that listens on the port */
+export function testServer (url: string, port: number, dir: string, run: () => ChildProcess, stopSignal: NodeJS.Signals): TestServer {
   let child: ChildProcess | undefined
   const end = async (signal: NodeJS.Signals): Promise<void> => {
     if (child === undefined || child.exitCode !== null) return
@@ -116,12 +194,19 @@ function testServer (url: string, port: number, dir: string, run: () => ChildPro
   }
   return {
     url,
+    port,
     async start () {
+      if (child !== undefined && child.exitCode === null) return
       child = run()
-      while (!await answers(port)) await sleep(20)
+      while (!await answers(port)) {
+        if (child.exitCode !== null) throw new Error(`${child.spawnfile} has ended: it says ${child.exitCode}`)
+        await sleep(20)
+      }
     },
     stop: () => end(stopSignal),
     kill: () => end('SIGKILL'),
+    pause () { child?.kill('SIGSTOP') },
+    resume () { child?.kill('SIGCONT') },
     async remove () {
       await end('SIGKILL')
       rmSync(dir, { recursive: true, force: true, maxRetries: 5 })
@@ -143,6 +228,8 @@ async function answers (port: number): Promise<boolean> {
 
 export interface Proxy {
   readonly port: number
+  /** New connections go elsewhere, as when a name gets another address. Those that exist stay, frozen ones too. */
+  pointTo: (port: number) => void
   /** Cuts every connection. */
   cut: () => void
   /** Nothing passes any more, and nobody is told. */
@@ -155,8 +242,9 @@ export interface Proxy {
 export async function proxyTo (port: number): Promise<Proxy> {
   const sockets = new Set<Socket>()
   let isFrozen = false
+  let target = port
   const server = createServer(client => {
-    const upstream = connect(port, '127.0.0.1')
+    const upstream = connect(target, '127.0.0.1')
     for (const socket of [client, upstream]) {
       sockets.add(socket)
       socket.on('error', () => {})
@@ -175,6 +263,10 @@ export async function proxyTo (port: number): Promise<Proxy> {
   const cut = (): void => { for (const socket of sockets) socket.destroy() }
   return {
     port: (server.address() as AddressInfo).port,
+    pointTo (port) {
+      target = port
+      isFrozen = false
+    },
     cut,
     freeze () {
       isFrozen = true

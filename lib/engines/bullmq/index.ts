@@ -4,29 +4,39 @@
  * @module bullmq
  */
 import { Queue, type JobsOptions } from 'bullmq'
-import type { ChainableCommander, Redis, RedisOptions } from 'ioredis'
+import type { ChainableCommander } from 'ioredis'
+import { FST_BGT_INVALID_PAYLOAD } from '../../errors.js'
+import { attempt } from '../../foreign.js'
 import { cork } from '../cork.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
-import { answered, close, connect, GOODBYE_MS, plainRedisError, reconnectIfSilent, SILENCE_MS } from './connection.js'
+import { answered, CONNECT_MS, Connections, GOODBYE_MS, reconnectIfSilent, SILENCE_MS, type Client } from './connection.js'
 import { JsonData, JsonJob, toJobOptions, type TaskQueue } from './jobs.js'
-import { checkOptions, type BullMqOptions } from './options.js'
+import { checkOptions, type BullMqOptions, type CheckedOptions } from './options.js'
 import { isExpired, readRecord } from './records.js'
+import { isNeverStored, isNotSent, plainRedisError } from './redis-errors.js'
+import { checkLibrary, readServer } from './server.js'
+import { StalledJobs } from './stalled-jobs.js'
+import { UnservedTasks } from './unserved.js'
 import { TaskWorker } from './worker.js'
 
 export type { BullMqOptions } from './options.js'
+export type { BullMqConnection, ClusterNode } from './connection-options.js'
 
-/** Milliseconds within which the server has to answer when the app starts. */
-const START_MS = 1500
 /** Requests whose jobs leave one by one: when ten requests waited for the end of the turn, a seventh of the rate was lost. */
 const MAX_UNCORKED = 8
+/** Milliseconds between two looks for jobs whose process died. */
+const STALLED_MS = 2000
+/** Entries of a queue's stream of events. Nothing here reads them, and they hold the results of jobs. */
+const MAX_EVENTS = 10
+/** Characters of a job from which on it may be too large for a server: the lowest limit that Redis can have is 1 MB. */
+const LARGE = 300_000
 
 /**
  * Durable jobs in Redis 6.2 or later, by BullMQ 6. A definition is a queue of its name. Supports `delay`, `key` and `get`.
  * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
  */
 export function bullmq (options: BullMqOptions = {}): TaskEngine {
-  checkOptions(options)
-  return new BullMqEngine(options)
+  return new BullMqEngine(checkOptions(options))
 }
 
 interface KnownTask {
@@ -38,69 +48,98 @@ class BullMqEngine implements TaskEngine {
   readonly name = 'bullmq'
   readonly supports = { delay: true, key: true, tx: false, get: true } as const
   readonly groups = false
-  readonly #options: BullMqOptions
-  readonly #prefix: string
-  readonly #report = (error: Error): void => { this.#events?.error(plainRedisError(error)) }
+  readonly #options: CheckedOptions
+  /** Reports an error, unless it follows from an outage that was reported. */
+  readonly #report = (error: Error): void => {
+    if (!this.#isAway || error.name === 'ReplyError') this.#events?.error(plainRedisError(error))
+  }
+
   #events: EngineEvents | undefined
+  /** Whether the producer has lost its connection. */
+  #isAway = false
   /** The last error of the producer's connection. */
   #lastError: Error | undefined
   #tasks = new Map<string, KnownTask>()
   #workers: TaskWorker[] = []
-  #producer: Redis | undefined
-  #consumer: Redis | undefined
-  #silenceCheck: NodeJS.Timeout | undefined
+  #connections: Connections | undefined
+  #producer: Client | undefined
+  /** What looks at the connections and the jobs again and again. */
+  #watches: Array<() => void> = []
+  /** Bytes of the largest job that the server takes. Known when a large one is to be stored. */
+  #maxBytes: Promise<number> | undefined
   /** Calls of `enqueue` that have not settled. */
   #enqueueCalls = 0
 
-  constructor (options: BullMqOptions) {
+  constructor (options: CheckedOptions) {
     this.#options = options
-    this.#prefix = options.prefix ?? 'fbt'
   }
 
   async start (tasks: readonly TaskSpec[], events: EngineEvents): Promise<void> {
-    // This connection rejects what cannot be sent, and what had no reply when it was lost. ioredis would send that again, perhaps never.
-    const producer = this.#connect({ enableOfflineQueue: false, maxRetriesPerRequest: 0, lazyConnect: true, socketTimeout: SILENCE_MS })
-    this.#producer = producer
+    this.#isAway = false
     this.#lastError = undefined
-    producer.on('error', error => {
+    this.#maxBytes = undefined
+    this.#connections = new Connections(this.#options.place, error => {
       this.#lastError = error
       this.#report(error)
     })
+    const producer = this.#connections.open({ rejectsEarly: true })
+    this.#producer = producer
+    let isOpening = true
+    producer.on('error', error => {
+      if (!isNotSent(error)) this.#lastError = error
+      // ioredis goes on trying while this method waits.
+      if (isOpening) events.error(this.#explain(error))
+      else this.#report(error)
+      this.#isAway = error.name !== 'ReplyError'
+    })
+    producer.on('ready', () => { this.#isAway = false })
     try {
-      await answered(START_MS, this.#open(producer, tasks))
+      await this.#open(producer, tasks, events)
+      this.#events = events
     } catch (error) {
       const reason = this.#explain(error)
       await this.stop({ drainMs: 0 })
       throw reason
+    } finally {
+      isOpening = false
     }
-    this.#events = events
   }
 
   async enqueue (jobs: readonly Job[]): Promise<Receipt[]> {
     const [job] = jobs
     // `start` has made the connection.
-    if (this.#enqueueCalls++ >= MAX_UNCORKED || jobs.length > 1) cork((this.#producer as Redis).stream)
+    if (this.#enqueueCalls++ >= MAX_UNCORKED || jobs.length > 1) corkAll(this.#producer as Client)
     try {
       if (job !== undefined && jobs.length === 1) return [await this.#add(job)]
       // The jobs are written one by one and leave together all the same: as fast as `addBulk`, for less processor time.
       return await Promise.all(jobs.map(job => this.#add(job)))
     } catch (error) {
-      throw this.#explain(error)
+      throw error instanceof FST_BGT_INVALID_PAYLOAD ? error : this.#explain(error)
     } finally {
       this.#enqueueCalls--
     }
   }
 
   async consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void> {
-    const options = this.#options.options?.worker
-    const consumer = this.#connect({ maxRetriesPerRequest: null, lazyConnect: false })
-    this.#consumer = consumer
-    this.#silenceCheck = setInterval(() => { void reconnectIfSilent(consumer) }, SILENCE_MS).unref()
-    // The workers report these errors.
-    consumer.on('error', () => {})
+    const { prefix, worker: { stalledInterval = STALLED_MS, ...options } } = this.#options
+    // `start` has made them.
+    const [connections, events] = [this.#connections as Connections, this.#events as EngineEvents]
+    const consumer = connections.open({ rejectsEarly: false })
     for (const { spec } of this.#tasks.values()) {
-      this.#workers.push(new TaskWorker({ task: spec, connection: consumer, prefix: this.#prefix, options, run, onError: this.#report }))
+      this.#workers.push(connections.forTask(spec.name, () => new TaskWorker({
+        task: spec,
+        connection: consumer,
+        prefix,
+        // BullMQ carries out one look per queue and interval, and passes over the others.
+        options: { ...options, stalledInterval: Math.max(1, Math.floor(stalledInterval / 2)) },
+        run,
+        onError: this.#report
+      })))
     }
+    const stalledJobs = new StalledJobs(consumer, this.#workers, stalledInterval, this.#report)
+    const unserved = new UnservedTasks(consumer, connections, events.log)
+    const silenceCheck = setInterval(() => { void reconnectIfSilent(consumer) }, SILENCE_MS).unref()
+    this.#watches = [() => { stalledJobs.stop() }, () => { unserved.stop() }, () => { clearInterval(silenceCheck) }]
   }
 
   async pause (): Promise<void> {
@@ -110,7 +149,7 @@ class BullMqEngine implements TaskEngine {
   async get (task: string, id: string): Promise<JobRecord | undefined> {
     const { spec, queue } = this.#task(task)
     try {
-      return await readRecord(this.#producer as Redis, queue, spec, id)
+      return await readRecord(this.#producer as Client, queue, spec, id)
     } catch (error) {
       throw this.#explain(error)
     }
@@ -118,19 +157,23 @@ class BullMqEngine implements TaskEngine {
 
   async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {
     this.#events = undefined
-    clearInterval(this.#silenceCheck)
+    for (const stop of this.#watches) stop()
     await this.pause()
     await answered(drainMs, Promise.all(this.#workers.map(worker => worker.idle()))).catch(() => {})
+    // Jobs that were fetched too late go back to the queue.
+    this.#connections?.endWaits()
+    await answered(GOODBYE_MS, Promise.all(this.#workers.map(worker => worker.fetchLoop))).catch(() => {})
     await answered(GOODBYE_MS, Promise.all(this.#workers.map(worker => worker.close(true)))).catch(() => {})
-    await Promise.all([...this.#tasks.values()].map(({ queue }) => queue.close())).catch(() => {})
-    await Promise.all([close(this.#producer), close(this.#consumer)])
+    await answered(GOODBYE_MS, Promise.all([...this.#tasks.values()].map(({ queue }) => queue.close()))).catch(() => {})
+    await this.#connections?.close()
     this.#tasks = new Map()
     this.#workers = []
+    this.#watches = []
   }
 
   /** ioredis rejects a command that it cannot send, and does not say why there is no connection. */
   #explain (error: unknown): Error {
-    if (this.#producer?.status === 'ready') return plainRedisError(error)
+    if (this.#producer?.status === 'ready' && !isNotSent(error)) return plainRedisError(error)
     return new Error(`There is no connection to Redis: ${plainRedisError(this.#lastError ?? error).message}`)
   }
 
@@ -140,35 +183,67 @@ class BullMqEngine implements TaskEngine {
     return task
   }
 
-  #connect (own: RedisOptions): Redis {
-    return connect(this.#options.connection ?? 'redis://127.0.0.1:6379', own)
-  }
-
-  async #open (producer: Redis, tasks: readonly TaskSpec[]): Promise<void> {
-    await producer.connect()
+  async #open (producer: Client, tasks: readonly TaskSpec[], events: EngineEvents): Promise<void> {
+    const { place, prefix, queue: options } = this.#options
+    // Some of the sentinels or nodes may be away, and each of these costs an attempt.
+    const [addresses, { connectTimeout = CONNECT_MS }] = 'cluster' in place
+      ? [place.cluster.length, place.options.redisOptions ?? {}] as const
+      : [place.options.sentinels?.length ?? 1, place.options] as const
+    await answered((addresses + 1) * connectTimeout, producer.connect())
+    const server = await readServer(producer)
+    this.#connections?.answerInfo(server.text)
     for (const spec of tasks) {
-      const queue: TaskQueue = new Queue(spec.name, { ...this.#options.options?.queue, connection: producer, prefix: this.#prefix })
+      const queue: TaskQueue = new Queue(spec.name, { streams: { events: { maxLen: MAX_EVENTS } }, ...options, connection: producer, prefix })
       // The connection's own listener reports these errors.
       queue.on('error', () => {})
+      checkLibrary(queue.metaValues['version'])
       this.#tasks.set(spec.name, { spec, queue })
     }
-    await Promise.all([...this.#tasks.values()].map(({ queue }) => queue.waitUntilReady()))
+    await answered(SILENCE_MS, Promise.all([...this.#tasks.values()].map(({ queue }) => queue.waitUntilReady())))
+    if (server.evictionPolicy === undefined) return
+    attempt(() => {
+      events.log.warn(`background task engine "bullmq": Redis has the eviction policy ${server.evictionPolicy}, and drops jobs when its memory is full. Set maxmemory-policy noeviction`)
+    })
   }
 
   async #add (job: Job): Promise<Receipt> {
-    if (job.keyed) return await this.#addKeyed(job)
-    // `queue.add` also emits an event and opens a span, for 5 % more processor time than a handler of one's own would take.
-    await JsonJob.create(this.#task(job.task).queue, job.task, new JsonData(job), this.#jobOptions(job))
-    return { id: job.id, duplicate: false }
+    const data = new JsonData(job)
+    if (data.text.length > LARGE) await this.#checkSize(job.task, data.text)
+    try {
+      if (job.keyed) return await this.#addKeyed(job, data)
+      // `queue.add` also emits an event and opens a span, for 5 % more processor time than a handler of one's own would take.
+      await JsonJob.create(this.#task(job.task).queue, job.task, data, this.#jobOptions(job))
+      return { id: job.id, duplicate: false }
+    } catch (error) {
+      throw isNeverStored(error) ? new FST_BGT_INVALID_PAYLOAD(job.task, `cannot be stored: ${plainRedisError(error).message}`) : error
+    }
+  }
+
+  /** A server ends the connection of a job that is too large, and with it the jobs of other requests. */
+  async #checkSize (task: string, text: string): Promise<void> {
+    const max = await (this.#maxBytes ??= this.#readMaxBytes())
+    const bytes = Buffer.byteLength(text)
+    if (bytes > max) throw new FST_BGT_INVALID_PAYLOAD(task, `cannot be stored: the job has ${bytes} bytes, and the server takes ${max} (proto-max-bulk-len)`)
+  }
+
+  /** A user may have no right to ask, and then the limit is not known. */
+  async #readMaxBytes (): Promise<number> {
+    try {
+      const reply = await answered(SILENCE_MS, (this.#producer as Client).config('GET', 'proto-max-bulk-len'))
+      return Number((reply as unknown[])[1]) || Infinity
+    } catch (error) {
+      if (isNotSent(error)) this.#maxBytes = undefined
+      return Infinity
+    }
   }
 
   #jobOptions (job: Job): JobsOptions {
-    const defaults = this.#options.options?.queue?.defaultJobOptions
+    const defaults = this.#options.queue.defaultJobOptions
     return defaults === undefined ? toJobOptions(job) : { ...defaults, ...toJobOptions(job) }
   }
 
   /** BullMQ does not tell that a job of this id is stored already, so the same transaction asks for it first. */
-  async #addKeyed (job: Job): Promise<Receipt> {
+  async #addKeyed (job: Job, data: JsonData): Promise<Receipt> {
     const { id } = job
     const { spec: { keep }, queue } = this.#task(job.task)
     const client = await queue.getBackend().client
@@ -176,15 +251,21 @@ class BullMqEngine implements TaskEngine {
     // The client is ioredis. BullMQ's type of it declares only what BullMQ uses.
     const reads = transaction as unknown as ChainableCommander
     reads.exists(queue.toKey(id)).zscore(queue.toKey('completed'), id).zscore(queue.toKey('failed'), id)
-    await new JsonJob(queue, job.task, new JsonData(job), this.#jobOptions(job), id).addJob(transaction)
+    await new JsonJob(queue, job.task, data, this.#jobOptions(job), id).addJob(transaction)
     const [exists, succeededAt, failedAt] = await repliesOf(transaction)
     if (exists === 0) return { id, duplicate: false }
     // BullMQ removes an expired record only when another job of the queue ends.
     if (isExpired(succeededAt, keep.succeeded)) await queue.clean(keep.succeeded * 1000, 0, 'completed')
     else if (isExpired(failedAt, keep.failed)) await queue.clean(keep.failed * 1000, 0, 'failed')
     else return { id, duplicate: true }
-    return await this.#addKeyed(job)
+    return await this.#addKeyed(job, data)
   }
+}
+
+/** The connections to the nodes of a cluster have a stream each. */
+function corkAll (client: Client): void {
+  if (!('nodes' in client)) cork(client.stream)
+  else for (const node of client.nodes('master')) if (node.status === 'ready') cork(node.stream)
 }
 
 /** Rejects with the first error of a transaction. */

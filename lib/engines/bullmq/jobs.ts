@@ -1,7 +1,8 @@
 /** Tasks as jobs of BullMQ: what a job carries, how it is read, and how the error of an attempt is stored. */
 import { Job as BullJob, type JobJson, type JobsOptions, type Queue } from 'bullmq'
-import type { Delivery, Job, JobError, Json } from '../engine.js'
+import type { Delivery, Job, Json } from '../engine.js'
 import { toDelivery as readDelivery, toStoredText, type StoredTask } from '../stored-task.js'
+import { endedAttempts, type Counts } from './attempts.js'
 
 /** A queue of one definition. */
 export type TaskQueue = Queue<StoredTask, Json, string>
@@ -38,28 +39,11 @@ export function toJobOptions ({ id, delayMs, enqueuedAt }: Job): JobsOptions {
   return { jobId: id, timestamp: enqueuedAt, delay: Math.max(1, Math.ceil(Date.now() + delayMs - enqueuedAt)) }
 }
 
-export function toDelivery (task: string, job: BullJob<unknown>): Delivery {
-  return readDelivery(task, job.id ?? '', endedAttempts(job.attemptsMade, job.stalledCounter) + 1, job.data, job.timestamp)
+/** @param from the counts from which on attempts are numbered */
+export function toDelivery (task: string, job: BullJob<unknown>, from: Counts): Delivery {
+  return readDelivery(task, job.id ?? '', endedAttempts(countsOf(job), from) + 1, job.data, job.timestamp)
 }
 
-/**
- * Attempts that have ended. `attemptsMade` rises with every verdict but `released`, and `stalledCounter` with every attempt whose process
- * died. `attemptsStarted` also counts the attempts of jobs that were returned to the engine.
- */
-export function endedAttempts (attemptsMade: number, stalledCounter: number): number {
-  return attemptsMade + stalledCounter
-}
-
-/**
- * The error of an attempt, as BullMQ takes it. People and dashboards read its message, `failedReason`. What BullMQ keeps as the stack is
- * the error itself as JSON, which `get` reads.
- */
-export class AttemptFailed extends Error {
-  override readonly name = 'AttemptFailed'
-
-  constructor (error: JobError) {
-    // The bare message is never used: BullMQ takes the message `bullmq:rateLimitExceeded` for an order.
-    super(`${error.name}: ${error.message}`)
-    this.stack = JSON.stringify(error)
-  }
+export function countsOf ({ attemptsMade, stalledCounter }: BullJob<unknown>): Counts {
+  return { made: attemptsMade, stalled: stalledCounter }
 }

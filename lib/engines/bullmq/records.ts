@@ -1,8 +1,9 @@
 /** Reads the record of a task from its job in Redis. */
-import type { Redis } from 'ioredis'
-import type { JobError, JobRecord, JobState, Json, TaskSpec } from '../engine.js'
+import type { JobRecord, JobState, Json, TaskSpec } from '../engine.js'
 import { readJobError, toIso } from '../stored-task.js'
-import { endedAttempts, type TaskQueue } from './jobs.js'
+import { endedAttempts, lastAttempt, lastError, numberedFrom, parse } from './attempts.js'
+import type { Client } from './connection.js'
+import type { TaskQueue } from './jobs.js'
 
 /** The fields of a job's hash that a record is made of. The payload is not one of them. */
 const FIELDS = ['timestamp', 'processedOn', 'finishedOn', 'atm', 'stc', 'failedReason', 'stacktrace', 'returnvalue'] as const
@@ -20,7 +21,7 @@ const READ = `return {
  * Reads a record at one moment, in one round trip. BullMQ's own `getState` searches the whole list of waiting jobs. Here a job that is
  * found nowhere else is waiting.
  */
-export async function readRecord (redis: Redis, queue: TaskQueue, { name, keep }: TaskSpec, id: string): Promise<JobRecord | undefined> {
+export async function readRecord (redis: Client, queue: TaskQueue, { name, keep, attempts }: TaskSpec, id: string): Promise<JobRecord | undefined> {
   const keys = [id, 'completed', 'failed', 'delayed', 'active'].map(type => queue.toKey(type))
   const reply = await redis.eval(READ, keys.length, ...keys, id, ...FIELDS)
   // The script has this shape.
@@ -29,19 +30,25 @@ export async function readRecord (redis: Redis, queue: TaskQueue, { name, keep }
   if (timestamp === null || timestamp === undefined) return undefined
   if (isExpired(succeededAt, keep.succeeded) || isExpired(failedAt, keep.failed)) return undefined
 
-  const ended = endedAttempts(Number(atm ?? 0), Number(stc ?? 0))
+  const stacks = parse(stacktrace)
+  const counts = { made: Number(atm ?? 0), stalled: Number(stc ?? 0) }
+  // The attempt that has ended the job was numbered before it was counted.
+  const hasEnded = succeededAt !== null || failedAt !== null
+  const from = numberedFrom(stacks, hasEnded ? { ...counts, made: counts.made - 1 } : counts, typeof failedReason === 'string')
+  const ended = endedAttempts(counts, from)
   const state = stateOf({ succeeded: succeededAt !== null, failed: failedAt !== null, delayed: dueAt !== null, running: position !== null }, ended)
   const [startedAt, finishedAt] = [isoOf(processedOn), isoOf(finishedOn)]
   return {
     id,
     name,
     state,
-    attempt: state === 'running' ? ended + 1 : ended,
+    // The attempt that tells that none is left is not one more.
+    attempt: Math.min(attempts, state === 'failed' ? lastAttempt(stacks) ?? ended : state === 'running' ? ended + 1 : ended),
     enqueuedAt: isoOf(timestamp) ?? new Date(0).toISOString(),
     ...(startedAt !== undefined && { startedAt }),
     ...(finishedAt !== undefined && { finishedAt }),
-    ...((state === 'failed' || state === 'retrying') && { error: errorOf(stacktrace, failedReason) }),
-    ...(state === 'succeeded' && { result: fromJson(returnvalue) as Json })
+    ...((state === 'failed' || state === 'retrying') && { error: readJobError(lastError(stacks), failedReason ?? '') }),
+    ...(state === 'succeeded' && { result: parse(returnvalue) as Json })
   }
 }
 
@@ -56,21 +63,6 @@ function stateOf (found: Record<'succeeded' | 'failed' | 'delayed' | 'running', 
   if (found.running) return 'running'
   if (found.delayed) return ended === 0 ? 'delayed' : 'retrying'
   return 'pending'
-}
-
-/** The worker of another program stores stacks, where a worker of this package stores the error as JSON. */
-function errorOf (stacktrace: string | null | undefined, failedReason: string | null | undefined): JobError {
-  const stacks = fromJson(stacktrace)
-  return readJobError(Array.isArray(stacks) ? fromJson(stacks.at(-1)) : undefined, failedReason ?? '')
-}
-
-function fromJson (text: unknown): unknown {
-  if (typeof text !== 'string') return null
-  try {
-    return JSON.parse(text)
-  } catch {
-    return null
-  }
 }
 
 /** Redis stores numbers as text. */

@@ -1,15 +1,17 @@
 /** The consuming side of the BullMQ engine: one worker per definition. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker, WaitingError, type Job as BullJob, type JobJson, type WorkerOptions } from 'bullmq'
-import type { Redis } from 'ioredis'
 import type { Delivery, Json, TaskSpec, Verdict } from '../engine.js'
-import { AttemptFailed, toDelivery } from './jobs.js'
+import { AttemptFailed, numberedFrom } from './attempts.js'
+import type { Client } from './connection.js'
+import { countsOf, toDelivery } from './jobs.js'
+import { isNotSent } from './redis-errors.js'
 
 /**
- * A process that died is noticed when the lock of its jobs has run out, plus one check: 6 to 8 s. A handler may block the
+ * A process that died is noticed when the lock of its jobs has run out, plus one check: 6 to 9 s. A handler may block the
  * event loop for 5 s at any time, and for 7 s from its start, before its job starts again elsewhere.
  */
-const CRASH_DETECTION = { lockDuration: 7000, lockRenewTime: 2000, stalledInterval: 1000, runRetryDelay: 1000 } as const
+const CRASH_DETECTION = { lockDuration: 7000, lockRenewTime: 2000, runRetryDelay: 1000 } as const
 /** The core decides when the attempts are used up, and BullMQ never does. */
 const UNBOUNDED = Number.MAX_SAFE_INTEGER
 /** Milliseconds until something that Redis refused is tried again. */
@@ -20,7 +22,7 @@ type TaskBullJob = BullJob<unknown, Json>
 /** What a worker is made of. */
 export interface TaskWorkerOptions {
   readonly task: TaskSpec
-  readonly connection: Redis
+  readonly connection: Client
   readonly prefix: string
   readonly options: Partial<WorkerOptions> | undefined
   readonly run: (delivery: Delivery) => Promise<Verdict>
@@ -28,11 +30,11 @@ export interface TaskWorkerOptions {
 }
 
 export class TaskWorker extends Worker<unknown, Json, string> {
-  readonly #task: string
-  readonly #redis: Redis
+  readonly #task: TaskSpec
+  readonly #redis: Client
   readonly #run: (delivery: Delivery) => Promise<Verdict>
   /** Settles when, after `pause`, the last job that was fetched has ended. */
-  readonly #fetchLoop: Promise<void>
+  readonly fetchLoop: Promise<void>
   /** Jobs that run, or whose verdict the server does not know yet. */
   #active = 0
   #onIdle: (() => void) | undefined
@@ -52,24 +54,21 @@ export class TaskWorker extends Worker<unknown, Json, string> {
       removeOnFail: { age: task.keep.failed },
       maxStalledCount: UNBOUNDED,
       maxStartedAttempts: 0,
+      // The engine looks for jobs whose process died, of all definitions together.
+      skipStalledCheck: true,
       autorun: false
     })
-    this.#task = task.name
+    this.#task = task
     this.#redis = connection
     this.#run = run
     // BullMQ reports a wait for jobs that was cut off. The connection has reported why.
-    this.on('error', error => { if (error.name !== 'MaxRetriesPerRequestError') onError(error) })
-    this.#endWaitsWithConnection().catch(onError)
-    this.#fetchLoop = this.run().catch(onError)
+    this.on('error', error => { if (!isNotSent(error)) onError(error) })
+    this.fetchLoop = this.run().catch(onError)
   }
 
-  /** Resolves, after `pause`, when nothing runs, the server knows every verdict, and jobs that were fetched too late are back in the queue. */
+  /** Resolves, after `pause`, when nothing runs and the server knows every verdict. */
   async idle (): Promise<void> {
     while (this.#active > 0) await new Promise<void>(resolve => { this.#onIdle = resolve })
-    if (this.#redis.status !== 'ready') return
-    // The fetch loop waits up to 10 s for a job. When its connection is cut, it reconnects and sees that the worker is paused.
-    await this.getBackend().disconnectBlocking(false)
-    await this.#fetchLoop
   }
 
   /** Data that is no JSON, which someone may have written to Redis, is delivered as a text. Nobody else would ever end that job. */
@@ -89,12 +88,6 @@ export class TaskWorker extends Worker<unknown, Json, string> {
     return ended
   }
 
-  /** A wait for jobs ends when its connection is lost. ioredis would send the command again, and a timer of BullMQ would outlive `stop`. */
-  async #endWaitsWithConnection (): Promise<void> {
-    const client = await this.getBackend().blockingClient
-    if (client !== undefined) client.options.maxRetriesPerRequest = 0
-  }
-
   /** BullMQ itself fetches again immediately: 5,700 times per second from a server whose memory is full. */
   protected override async moveToActive (token: string, name?: string): Promise<TaskBullJob> {
     try {
@@ -108,8 +101,12 @@ export class TaskWorker extends Worker<unknown, Json, string> {
   async #attempt (job: TaskBullJob, token: string): Promise<Json> {
     // A job does not end because BullMQ failed to carry out a verdict.
     retryAfter(job, RECOVERY_MS)
+    const counts = countsOf(job)
+    const from = numberedFrom(job.stacktrace, counts, typeof job.failedReason === 'string')
+    const delivery = toDelivery(this.#task.name, job, from)
     // `pause` does not stop a fetch that is under way.
-    const verdict: Verdict = this.isPaused() ? { kind: 'released' } : await this.#run(toDelivery(this.#task, job))
+    const verdict: Verdict = this.isPaused() ? { kind: 'released' } : await this.#run(delivery)
+    const made = counts.made + 1
     if (Date.now() - (job.processedOn ?? 0) > (this.opts.lockDuration as number)) await this.#restoreLock(job, token)
     switch (verdict.kind) {
       case 'done':
@@ -119,10 +116,11 @@ export class TaskWorker extends Worker<unknown, Json, string> {
         throw new WaitingError()
       case 'retry':
         retryAfter(job, verdict.delayMs)
-        throw new AttemptFailed(verdict.error)
+        throw new AttemptFailed(verdict.error, { attempt: delivery.attempt, made, from: [from.made, from.stalled] })
       case 'failed':
         job.opts.attempts = 0
-        throw new AttemptFailed(verdict.error)
+        // Who puts it back gives it all its attempts again.
+        throw new AttemptFailed(verdict.error, { attempt: Math.min(delivery.attempt, this.#task.attempts), made, from: [made, counts.stalled] })
     }
   }
 

@@ -1,8 +1,9 @@
 import type { Delivery, TaskSpec, Verdict } from '../engine.js'
-import { type FetchedJob, storable, toDelivery } from './jobs.js'
+import { boundedDelay, type FetchedJob, toDelivery } from './jobs.js'
 import type { PgBossServer } from './server.js'
 import { PgBossSettler } from './settler.js'
 import { keepTimes, type Settlement } from './statements.js'
+import { toOutput } from './values.js'
 
 /**
  * A fetch takes 2 to 4 ms, however few jobs it brings. So jobs are taken in advance: those that will start within so many milliseconds,
@@ -42,7 +43,7 @@ export class PgBossConsumer {
   #duration = SLOW_MS
   /** Characters of a job, rather too many than too few. */
   #size = 1
-  #mayHaveJobs = true
+  #mayHaveJobs = false
   #isFetching = false
   #isPaused = false
   #staleTimer: NodeJS.Timeout | undefined
@@ -90,15 +91,15 @@ export class PgBossConsumer {
     }
   }
 
-  /** Shows signs of life of the jobs that run, except those that have just started. */
-  async touch (olderThanMs: number): Promise<void> {
+  /** The jobs that run, except those that have just started. */
+  running (olderThanMs: number): Array<{ readonly name: string, readonly id: string, readonly retryCount: number }> {
     const limit = performance.now() - olderThanMs
-    const jobs = Array.from(this.#running).filter(({ since }) => since <= limit).map(({ job }) => job)
-    if (jobs.length > 0) await this.#settler.touch(jobs.map(({ id, retryCount }) => ({ id, retryCount })))
+    return Array.from(this.#running).filter(({ since }) => since <= limit).map(({ job: { id, retryCount } }) => ({ name: this.name, id, retryCount }))
   }
 
   close (): void {
     clearTimeout(this.#staleTimer)
+    this.#settler.close()
   }
 
   #fill (): void {
@@ -175,9 +176,9 @@ export class PgBossConsumer {
 
   #toSettlement ({ id, retryCount: attemptsBefore }: FetchedJob, verdict: Verdict): Settlement {
     switch (verdict.kind) {
-      case 'done': return { id, attemptsBefore, state: 'completed', output: storable(verdict.result), keep: this.#keep.succeeded }
-      case 'failed': return { id, attemptsBefore, state: 'failed', output: storable(verdict.error), keep: this.#keep.failed }
-      case 'retry': return { id, attemptsBefore, state: 'retry', output: storable(verdict.error), delay: verdict.delayMs }
+      case 'done': return { id, attemptsBefore, state: 'completed', output: toOutput(verdict.result), keep: this.#keep.succeeded }
+      case 'failed': return { id, attemptsBefore, state: 'failed', output: toOutput({ ...verdict.error }), keep: this.#keep.failed }
+      case 'retry': return { id, attemptsBefore, state: 'retry', output: toOutput({ ...verdict.error }), delay: boundedDelay(verdict.delayMs) }
       case 'released': return { id, attemptsBefore, state: attemptsBefore > 0 ? 'retry' : 'created', uncounted: true }
     }
   }

@@ -7,12 +7,15 @@ import { AssertionError } from 'node:assert'
 import { PgBoss } from 'pg-boss'
 // A CommonJS module may read the types of an ES module, if it says so.
 import type { ConstructorOptions } from 'pg-boss' with { 'resolution-mode': 'import' }
-import { FST_BGT_INVALID_OPTION } from '../../errors.js'
+import { FST_BGT_INVALID_OPTION, FST_BGT_INVALID_PAYLOAD } from '../../errors.js'
 import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../../rules.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
-import { refusesValue } from './errors.js'
-import { isStorable, toInsert, toRecord } from './jobs.js'
-import { PgBossServer, REQUEST_MS } from './server.js'
+import { messageOf } from '../plain-error.js'
+import { isUnstorable } from './errors.js'
+import { toInsert, toRecord } from './jobs.js'
+import { Holds } from './holds.js'
+import { PgBossServer } from './server.js'
+import { LOCK_MS } from './texts.js'
 import { PgBossWorker } from './worker.js'
 
 /** A transaction of the caller: jobs stored with it are visible after its commit, and gone after its rollback. */
@@ -47,6 +50,11 @@ export interface PgBossOptions {
    */
   readonly options?: Partial<ConstructorOptions>
 }
+
+/** The most characters of a payload. `jsonb` holds 256 MB. */
+const MAX_TEXT = 268_435_455
+/** The most jobs that are remembered. */
+const MAX_UNREPORTED = 10_000
 
 const RULES: Rules = {
   connectionString: { accepts: 'a string such as postgres://user:password@host/database', test: isConnectionString, isSecret: true },
@@ -88,6 +96,9 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   #tasks: readonly TaskSpec[] = []
   #server: PgBossServer | undefined
   #worker: PgBossWorker | undefined
+  readonly #holds = new Holds()
+  /** Ids of jobs that were stored by a call that rejected, because of others. They are stored again, and are no duplicates. */
+  readonly #unreported = new Set<string>()
 
   constructor (config: ConstructorOptions) {
     this.#config = config
@@ -109,17 +120,27 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     }
     const stored = new Set<string>()
     if (options?.tx === undefined) {
-      await Promise.all(Array.from(ofTask, ([task, group]) => this.#insert(task, group, undefined, stored)))
+      this.#holds.check(jobs)
+      const results = await Promise.allSettled(Array.from(ofTask, ([task, group]) => this.#insert(task, group, undefined, stored)))
+      const failure = results.find(result => result.status === 'rejected')
+      if (failure !== undefined) {
+        if (this.#unreported.size > MAX_UNREPORTED) this.#unreported.clear()
+        for (const id of stored) this.#unreported.add(id)
+        throw failure.reason
+      }
       this.#worker?.jobsStored(jobs)
     } else {
       // A transaction has one connection, so its statements run one by one.
       for (const [task, group] of ofTask) await this.#insert(task, group, options.tx, stored)
     }
-    return jobs.map(({ id }) => ({ id, duplicate: !stored.has(id.toLowerCase()) }))
+    const isNew = (id: string): boolean => stored.has(id) || this.#unreported.delete(id)
+    return jobs.map(({ id, keyed }) => ({ id, duplicate: keyed && !isNew(id.toLowerCase()) }))
   }
 
   async consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void> {
-    const worker = new PgBossWorker(this.#running(), this.#tasks, run)
+    const server = this.#running()
+    await server.openForWorker()
+    const worker = new PgBossWorker(server, this.#tasks, run)
     this.#worker = worker
     await worker.start()
   }
@@ -131,8 +152,8 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   async get (task: string, id: string): Promise<JobRecord | undefined> {
     // The server would refuse any other id, and quote it.
     if (!/^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id)) return undefined
-    const [job] = await this.#running().ask(boss => boss.findJobs(task, { id, limit: 1 }), REQUEST_MS)
-    return job === undefined ? undefined : toRecord(task, job)
+    const job = await this.#running().find(task, id)
+    return job === undefined ? undefined : toRecord(task, this.#tasks.find(({ name }) => name === task)?.attempts ?? Infinity, job)
   }
 
   async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {
@@ -147,13 +168,16 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   /** pg-boss leaves out jobs whose id exists, in whatever state. The ids of the others are added to `stored`. */
   async #insert (task: string, jobs: readonly Job[], tx: PgBossTx | undefined, stored: Set<string>): Promise<void> {
     // Two processes that store the same keys in different orders would lock each other out.
-    const inOrder = jobs.some(({ keyed }) => keyed) ? jobs.toSorted((a, b) => a.id < b.id ? -1 : 1) : jobs
+    const isKeyed = jobs.some(({ keyed }) => keyed)
+    const inOrder = isKeyed ? jobs.toSorted((a, b) => a.id < b.id ? -1 : 1) : jobs
+    const lockMs = !isKeyed ? LOCK_MS.noKey : jobs.length === 1 ? LOCK_MS.oneKey : LOCK_MS.keys
+    if (jobs.some(({ text }) => text.length > MAX_TEXT)) throw new FST_BGT_INVALID_PAYLOAD(task, 'cannot be stored by PostgreSQL: it is larger than 256 MB')
     try {
-      for (const id of await this.#running().insert(task, inOrder.map(toInsert), tx)) stored.add(id)
+      for (const id of await this.#running().insert(task, inOrder.map(toInsert), lockMs, tx)) stored.add(id)
     } catch (error) {
-      const refused = refusesValue(error) ? jobs.find(({ payload, headers }) => !isStorable([payload, headers])) : undefined
-      if (refused === undefined) throw error
-      throw new Error(`PostgreSQL cannot store the job ${refused.id} of "${task}": its payload holds the character U+0000 or half a surrogate pair`)
+      if (tx === undefined) this.#holds.note(jobs, error)
+      if (!isUnstorable(error)) throw error
+      throw new FST_BGT_INVALID_PAYLOAD(task, `cannot be stored by PostgreSQL: ${messageOf(error)}`)
     }
   }
 

@@ -1,7 +1,10 @@
 /** Tasks as jobs of pg-boss: what is stored, and how a job and its record are read. */
 import type { JobInsert, JobWithMetadata } from 'pg-boss'
+import { readOr } from '../../foreign.js'
 import type { Delivery, Job, JobError, JobRecord, JobState, Json } from '../engine.js'
-import { enqueuedAtOf, isObject, readJobError, toDelivery as readDelivery, toIso, toStored } from '../stored-task.js'
+import { enqueuedAtOf, isObject, readJobError, type StoredTask, toDelivery as readDelivery, toIso, toStored, toStoredText } from '../stored-task.js'
+import { RETRY_LIMIT } from './texts.js'
+import { fromOutput, inKeyOrder, isStorable, type KeyOrder, keyOrder, MARK, parse } from './values.js'
 
 /** A job as a queue hands it out. */
 export interface FetchedJob {
@@ -11,53 +14,74 @@ export interface FetchedJob {
   readonly retryCount: number
 }
 
+/** Milliseconds: 30,000 years. Postgres knows times of a little more than that. */
+const MAX_DELAY_MS = 1e15
+
 export function toInsert (job: Job): JobInsert {
   const { id, delayMs, enqueuedAt } = job
-  const data = toStored(job)
+  const data = toData(job)
   data.enqueuedAt = enqueuedAt
   // An interval is counted by the server's clock.
-  return delayMs > 0 ? { id, data, startAfter: `${Math.ceil(delayMs)} milliseconds` } : { id, data }
+  return delayMs > 0 ? { id, data, startAfter: `${boundedDelay(delayMs)} milliseconds` } : { id, data }
+}
+
+/** Milliseconds that Postgres can add to any time. */
+export function boundedDelay (ms: number): number {
+  return Math.min(Math.ceil(ms), MAX_DELAY_MS)
 }
 
 export function toDelivery (task: string, { id, data, retryCount }: FetchedJob): Delivery {
-  return readDelivery(task, id, retryCount + 1, data)
+  return readDelivery(task, id, retryCount + 1, fromData(data))
 }
 
-export function toRecord (task: string, job: JobWithMetadata<unknown>): JobRecord {
+/** A stored task as the data of a job: with the order of its keys where that has to be kept, or as one text. */
+interface Data extends Partial<StoredTask> {
+  [MARK]?: string | KeyOrder
+}
+
+function toData (job: Job): Data {
+  const text = toStoredText(job)
+  if (!isStorable(text)) return { [MARK]: text }
+  return readOr<Data>({ [MARK]: text }, () => {
+    const data: Data = toStored(job)
+    const order = keyOrder(data.payload as Json)
+    if (order !== undefined) data[MARK] = order
+    return data
+  })
+}
+
+/** The stored form of a task in the data of a job, whoever wrote it. */
+function fromData (data: unknown): unknown {
+  if (!isObject(data) || !Object.hasOwn(data, MARK)) return data
+  const { [MARK]: mark, payload, headers, requestId, enqueuedAt } = data
+  if (typeof mark !== 'string') return payload === undefined ? data : { payload: inKeyOrder(payload, mark), headers, requestId, enqueuedAt }
+  const stored = parse(mark)
+  if (!isObject(stored)) return data
+  stored['enqueuedAt'] = enqueuedAt
+  return stored
+}
+
+/** @param attempts the most attempts of the definition. A job whose process died at the last one is handed out once more, to be failed. */
+export function toRecord (task: string, attempts: number, job: JobWithMetadata<unknown>): JobRecord {
+  const isPutBack = job.state === 'created' || (job.state === 'retry' && job.retryLimit > RETRY_LIMIT)
   // An attempt that was returned to the engine leaves no start.
-  const started = toIso(job.startedOn)
-  const attempt = job.retryCount + (started === undefined ? 0 : 1)
-  const finished = toIso(job.completedOn)
+  const started = isPutBack ? undefined : toIso(job.startedOn)
+  const attempt = isPutBack ? 0 : Math.min(job.retryCount + (started === undefined ? 0 : 1), attempts)
   const state = toState(job, attempt)
+  const finished = state === 'succeeded' || state === 'failed' || state === 'abandoned' ? toIso(job.completedOn) : undefined
   // Drivers differ in what they make of a JSON column.
-  const output: unknown = job.output
+  const output = fromOutput(job.output)
   return {
     id: job.id,
     name: task,
     state,
     attempt,
-    enqueuedAt: toIso(enqueuedAtOf(job.data)) ?? toIso(job.createdOn) ?? new Date(0).toISOString(),
+    enqueuedAt: toIso(enqueuedAtOf(fromData(job.data))) ?? toIso(job.createdOn) ?? new Date(0).toISOString(),
     ...(started !== undefined && { startedAt: started }),
     ...(finished !== undefined && { finishedAt: finished }),
     ...((state === 'failed' || state === 'retrying') && { error: toError(output) }),
     ...(state === 'succeeded' && { result: output as Json })
   }
-}
-
-const ESCAPES = /\\(?:u0000|ud[89a-f][0-9a-f]{2}|.)/g
-const isUnstorable = (escape: string): boolean => escape.length > 2
-
-/** Whether jsonb accepts the value: it refuses U+0000 and half of a surrogate pair. */
-export function isStorable (value: unknown): boolean {
-  return !JSON.stringify(value).match(ESCAPES)?.some(isUnstorable)
-}
-
-/** JSON that jsonb accepts. Each character that it refuses becomes U+FFFD. */
-export function storable (value: Json | JobError): Json {
-  const json = JSON.stringify(value)
-  // In JSON a whole surrogate pair is written as it is, and everything that jsonb refuses is an escape.
-  if (!json.includes('\\u')) return value as Json
-  return JSON.parse(json.replace(ESCAPES, escape => isUnstorable(escape) ? '\\ufffd' : escape)) as Json
 }
 
 function toState ({ state, startAfter }: JobWithMetadata<unknown>, attempt: number): JobState {

@@ -1,63 +1,62 @@
 import { createHash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { type ConstructorOptions, type Db, type JobInsert, PgBoss } from 'pg-boss'
+import type { ConstructorOptions, Db, JobInsert, JobWithMetadata } from 'pg-boss'
 import { within } from '../../limits.js'
 import type { EngineEvents, TaskSpec } from '../engine.js'
-import { plainPgError } from './errors.js'
+import { checkCoupling } from './coupling.js'
+import { isOutage, isQueueGone, isReadOnly, plainPgError } from './errors.js'
 import type { FetchedJob } from './jobs.js'
-import { PreparedStatements } from './prepared.js'
-import { Sockets } from './sockets.js'
-import { IN_INDEX_ORDER, keepTimes, neverExpire } from './statements.js'
+import { CONNECT_MS, Pool, type PoolOwner } from './pool.js'
+import { declareQueues } from './queues.js'
+import { IN_INDEX_ORDER } from './statements.js'
+import { fetchAnew, insertWithin } from './texts.js'
 
-/** Milliseconds to reach the server at the start, and for every later connection. */
-const CONNECT_MS = 2_000
-/** Milliseconds for the whole start. The first start creates the schema. */
-const OPEN_MS = 30_000
+/** Milliseconds of silence after which a start is given up. The first start creates the schema, and a later one may change it. */
+const SILENCE_MS = 30_000
 /** Milliseconds for a statement of a worker. */
 const CALL_MS = 10_000
 /** Milliseconds for a statement that a request waits for. */
-export const REQUEST_MS = 4_000
+const REQUEST_MS = 4_000
 /** Milliseconds until something that failed is tried again. */
 const RETRY_MS = 500
-/** Milliseconds for pg-boss to close by itself. */
-const CLOSE_MS = 1_000
+/** Connections that only the worker uses, besides the one that listens. */
+const WORKER_CONNECTIONS = 5
 
-/** Seconds without a sign of life after which a job's process counts as dead. pg-boss accepts no less. */
-const HEARTBEAT_SECONDS = 10
-/** The core decides about retries, and pg-boss never fails a job by itself. */
-const RETRY_LIMIT = 1_000_000_000
-/** Seconds: ten years, so that a job that waits does not vanish. */
-const RETENTION_SECONDS = 315_360_000
-
-/** pg-boss and its connections, from their start to their end. */
+/**
+ * pg-boss and its connections, from their start to their end. The worker has a pool of its own, so that its signs of life never wait for a
+ * connection that stores jobs.
+ */
 export class PgBossServer {
-  readonly boss: PgBoss
   readonly schema: string
-  readonly #sockets = new Sockets()
+  readonly #config: ConstructorOptions
   readonly #events: EngineEvents
   readonly #tasks: readonly TaskSpec[]
-  readonly #isOwnPool: boolean
-  readonly #prepared = new PreparedStatements(() => this.boss.getDb())
+  readonly #owner: PoolOwner
+  readonly web: Pool
+  /** The same as `web` until a worker is started, and always where the user's executor is used. */
+  #worker: Pool
   readonly #closing = new AbortController()
+  #isOut = false
+  #failedAt = -Infinity
+  /** When all connections were last replaced. */
+  #replacedAt = -Infinity
+  #replacing: Promise<unknown> | undefined
 
   constructor (config: ConstructorOptions, tasks: readonly TaskSpec[], events: EngineEvents) {
     this.schema = config.schema ?? 'pgboss'
     this.#events = events
-    this.#isOwnPool = config.db === undefined
-    const sweep = sweepSeconds(tasks)
-    this.boss = new PgBoss({
-      connectionTimeoutMillis: CONNECT_MS,
-      maintenanceIntervalSeconds: sweep,
-      superviseIntervalSeconds: Math.min(sweep, 60),
-      ...config,
-      // pg-boss hands its options on to pg, which takes this one.
-      stream: () => this.#sockets.open()
-    } as ConstructorOptions)
     this.#tasks = tasks
-    this.boss.on('error', error => { this.report(error) })
-    this.boss.on('warning', ({ message }) => {
-      if (!this.closing.aborted) events.log.warn(`background task engine "pg-boss": ${message}`)
-    })
+    this.#owner = {
+      failed: error => { this.report(error) },
+      succeeded: since => { if (since > this.#failedAt) this.#isOut = false },
+      replaced: async (error, since) => await this.#areReplaced(error, since),
+      warn: message => {
+        if (!this.closing.aborted) events.log.warn(`background task engine "pg-boss": ${message}`)
+      }
+    }
+    const sweep = sweepSeconds(tasks)
+    this.#config = { maintenanceIntervalSeconds: sweep, superviseIntervalSeconds: Math.min(sweep, 60), ...config }
+    this.web = this.#worker = new Pool(this.#config, REQUEST_MS, this.#owner)
   }
 
   /** Aborts when the server is closed. */
@@ -73,66 +72,86 @@ export class PgBossServer {
 
   /** Connects and declares the queues. When this rejects, everything is closed. */
   async open (): Promise<void> {
-    const names = this.#tasks.map(({ name }) => name)
-    // A server may accept the connection and say nothing.
-    let isSilent = false
-    const silence = setTimeout(() => {
-      isSilent = this.#isOwnPool && this.#sockets.received === 0
-      if (isSilent) this.#sockets.close()
-    }, CONNECT_MS)
+    let declared = 0
     try {
-      await this.ask(async boss => {
+      await this.#unlessSilent(() => declared, this.web.ask(async boss => {
         await boss.start()
-        for (const task of this.#tasks) await this.#declare(task)
-        await boss.getDb().executeSql(neverExpire(this.schema), [names])
-      }, OPEN_MS)
+        await this.#declare(() => { declared++ })
+        const warning = await checkCoupling(this.web, this.schema, this.#tasks[0]?.name)
+        if (warning !== undefined) this.#owner.warn(warning)
+      }, Infinity))
     } catch (error) {
       await this.close()
-      throw isSilent ? new Error(`the server did not answer within ${CONNECT_MS} ms`) : error
-    } finally {
-      clearTimeout(silence)
+      throw error
     }
   }
 
-  /**
-   * Calls pg-boss. What this rejects with carries no values.
-   * @param ms milliseconds until it rejects. If not one byte has come from the server by then, all connections are cut
-   */
-  async ask<T> (call: (boss: PgBoss) => Promise<T>, ms = CALL_MS): Promise<T> {
-    const { received } = this.#sockets
+  /** Opens the connections that only the worker uses. */
+  async openForWorker (): Promise<void> {
+    if (this.#worker !== this.web || !this.web.isOwn) return
+    const own = { supervise: false, migrate: false, schedule: false, registerInstance: false, max: WORKER_CONNECTIONS }
+    const pool = new Pool({ ...this.#config, ...own }, CALL_MS, this.#owner)
     try {
-      return await within(ms, call(this.boss), () => {
-        if (this.#sockets.received === received) this.#sockets.cut()
-        throw new Error(`the server did not answer within ${ms} ms`)
-      })
+      await pool.ask(boss => boss.start())
+      if (this.closing.aborted) throw new Error('the engine is closed')
     } catch (error) {
-      throw plainPgError(error)
+      await pool.close()
+      throw error
     }
+    this.#worker = pool
   }
 
   /**
    * Stores jobs, except those whose id is stored already.
+   * @param lockMs milliseconds to wait for a lock of another transaction
    * @param tx the caller's transaction
    * @returns the ids of the jobs that are new
    */
-  async insert (queue: string, jobs: JobInsert[], tx?: Db): Promise<readonly string[]> {
-    const db = tx ?? (this.#isOwnPool ? this.#prepared : undefined)
-    return await this.ask(boss => boss.insert(queue, jobs, { returnId: true, ...db !== undefined && { db } }), REQUEST_MS) ?? []
+  async insert (queue: string, jobs: JobInsert[], lockMs: number, tx?: Db): Promise<readonly string[]> {
+    if (tx !== undefined) return await this.#insertWith(tx, queue, jobs)
+    const { db } = this.web
+    const limited: Db = { executeSql: (text, values) => db.executeSql(insertWithin(lockMs, text), values) }
+    const insert = async (): Promise<string[]> => await this.web.ask(boss => boss.insert(queue, jobs, { returnId: true, db: limited }), REQUEST_MS) ?? []
+    try {
+      return await insert()
+    } catch (error) {
+      if (!isQueueGone(error)) throw error
+      await this.#declare()
+      return await insert()
+    }
   }
 
-  /** Runs a statement whose plan is worth keeping, because it is run again and again. */
+  /** Reads a job. */
+  async find (queue: string, id: string): Promise<JobWithMetadata<unknown> | undefined> {
+    const [job] = await this.web.ask(boss => boss.findJobs<unknown>(queue, { id, limit: 1 }))
+    return job
+  }
+
+  /** Runs a statement of the worker whose plan is worth keeping, because it is run again and again. */
   async query (text: string, values: unknown[]): Promise<unknown[]> {
-    const { rows } = await this.ask(boss => (this.#isOwnPool ? this.#prepared : boss.getDb()).executeSql(text, values))
+    const { rows } = await this.#worker.ask(() => this.#worker.db.executeSql(text, values), CALL_MS)
     return rows
   }
 
   async fetch (queue: string, batchSize: number): Promise<FetchedJob[]> {
-    return await this.ask(boss => boss.fetch<unknown>(queue, this.#isOwnPool ? { batchSize, db: inIndexOrder(boss.getDb()) } : { batchSize }))
+    const pool = this.#worker
+    return await pool.ask(boss => boss.fetch<unknown>(queue, { batchSize, db: fetching(pool) }), CALL_MS)
   }
 
-  /** Reports what failed outside any call of the core. */
+  /** Listens on pg-boss's channel, over a connection of its own, which pg-boss restores by itself. */
+  async listen (onQueue: (queue: string) => void, onReconnect: () => void): Promise<{ close(): Promise<void> } | undefined> {
+    return await this.#worker.ask(async boss => await boss.getDb().listen?.(this.channel, onQueue, onReconnect), CALL_MS)
+  }
+
+  /** Reports what failed outside any call of the core. An outage is told once. What fails until something has succeeded is the same outage. */
   report (error: unknown): void {
-    if (!this.closing.aborted) this.#events.error(plainPgError(error))
+    if (this.closing.aborted) return
+    if (isOutage(error)) {
+      this.#failedAt = performance.now()
+      if (this.#isOut) return
+      this.#isOut = true
+    }
+    this.#events.error(plainPgError(error))
   }
 
   /** Waits after a failure, until the next attempt or until the server is closed. */
@@ -143,33 +162,69 @@ export class PgBossServer {
   /** Never rejects, and takes 2 s at most. */
   async close (): Promise<void> {
     this.#closing.abort()
-    const stopped = this.boss.stop({ graceful: false }).catch(() => {})
-    await within<unknown>(CLOSE_MS, stopped, () => undefined)
-    this.#sockets.close()
-    await within<unknown>(CLOSE_MS, stopped, () => undefined)
+    await Promise.all(Array.from(new Set([this.web, this.#worker]), pool => pool.close()))
   }
 
-  /** `createQueue` leaves a queue that exists as it is, so its settings are updated too. */
-  async #declare ({ name, keep }: TaskSpec): Promise<void> {
-    const queue = {
-      notify: true,
-      retryLimit: RETRY_LIMIT,
-      retryDelay: 0,
-      retryBackoff: false,
-      heartbeatSeconds: HEARTBEAT_SECONDS,
-      retentionSeconds: RETENTION_SECONDS,
-      deleteAfterSeconds: keepTimes(keep).succeeded
+  /** The limit for locks would outlive this call in a transaction of the caller, and what fails there says nothing of our connections. */
+  async #insertWith (tx: Db, queue: string, jobs: JobInsert[]): Promise<readonly string[]> {
+    try {
+      const stored = this.web.boss.insert(queue, jobs, { returnId: true, db: tx })
+      return await within(REQUEST_MS, stored, () => { throw new Error(`the transaction did not answer within ${REQUEST_MS} ms`) }) ?? []
+    } catch (error) {
+      throw plainPgError(error)
     }
-    await this.boss.createQueue(name, queue)
-    await this.boss.updateQueue(name, queue)
+  }
+
+  async #declare (onDeclared?: () => void): Promise<void> {
+    await declareQueues(this.web, this.schema, this.#tasks, onDeclared)
+  }
+
+  /** Replaces every connection when the server is read-only. A call that lost its connection by that has done nothing there, either. */
+  async #areReplaced (error: unknown, since: number): Promise<boolean> {
+    if (this.#replacedAt < since) {
+      if (!isReadOnly(error)) return false
+      this.report(error)
+      // There may be no other server yet.
+      if (performance.now() - this.#replacedAt < RETRY_MS) return false
+      this.#replacedAt = performance.now()
+      this.#replacing = Promise.all([this.web.cut(), this.#worker.cut()])
+    }
+    await this.#replacing
+    return !this.closing.aborted
+  }
+
+  /**
+   * Settles as the start does, or rejects when the server is silent. A server may accept the connection and say nothing.
+   * @param done counts what was done, for an executor of the user, whose connections are not known
+   */
+  async #unlessSilent (done: () => number, start: Promise<void>): Promise<void> {
+    let timer: NodeJS.Timeout | undefined
+    const silence = new Promise<never>((_resolve, reject) => {
+      let seen = 0
+      let since = performance.now()
+      timer = setInterval(() => {
+        const progress = this.web.received + done()
+        const limit = this.web.isOwn && progress === 0 ? CONNECT_MS : SILENCE_MS
+        if (progress !== seen) since = performance.now()
+        else if (performance.now() - since >= limit) reject(new Error(`the server did not answer within ${limit} ms`))
+        seen = progress
+      }, CONNECT_MS / 8)
+    })
+    start.catch(() => {})
+    try {
+      await Promise.race([start, silence])
+    } finally {
+      clearInterval(timer)
+    }
   }
 }
 
 /** Two statements without values travel as one message, and form one transaction. pg answers with a result for each. */
-function inIndexOrder (db: Db): Db {
+function fetching (pool: Pool): Db {
   return {
-    async executeSql (text) {
-      const results = await db.executeSql(`${IN_INDEX_ORDER};${text}`) as unknown as Array<{ rows: unknown[] }>
+    async executeSql (text, values) {
+      if (!pool.isOwn) return await pool.db.executeSql(fetchAnew(text), values)
+      const results = await pool.executeOnce(`${IN_INDEX_ORDER};${fetchAnew(text)}`) as unknown as Array<{ rows: unknown[] }>
       return { rows: results.at(-1)?.rows ?? [] }
     }
   }

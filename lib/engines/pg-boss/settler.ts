@@ -1,9 +1,11 @@
-import { refusesValue } from './errors.js'
+import { isLocked, refusesValue } from './errors.js'
 import type { PgBossServer } from './server.js'
 import { NOTIFY, settle, type Settlement } from './statements.js'
 
 /** Most verdicts of one statement. */
 const MAX_BATCH = 1_000
+/** Milliseconds until the verdict of a job that another transaction holds is told again. */
+const HELD_MS = 2_000
 
 /**
  * Tells the server the verdicts of one queue. Verdicts that come while a statement is under way go together in the next one. What the server
@@ -13,41 +15,47 @@ export class PgBossSettler {
   readonly #queue: string
   readonly #server: PgBossServer
   readonly #statement: string
+  readonly #skippingLocked: string
   readonly #onSettled: (settlements: readonly Settlement[]) => void
   #waiting: Settlement[] = []
   /** Verdicts of the statement that is under way. */
   #beingWritten = 0
   #isRunning = false
-  /** The end of the last statement. Two concurrent statements on the same jobs could lock each other out. */
-  #lastStatement: Promise<void> = Promise.resolve()
+  /** Verdicts of jobs that another transaction holds. */
+  #held: Settlement[] = []
+  #heldTimer: NodeJS.Timeout | undefined
 
   constructor (queue: string, server: PgBossServer, onSettled: (settlements: readonly Settlement[]) => void) {
     this.#queue = queue
     this.#server = server
-    this.#statement = settle(server.schema)
+    this.#statement = settle(server.schema, false)
+    this.#skippingLocked = settle(server.schema, true)
     this.#onSettled = onSettled
   }
 
   /** Verdicts that the server does not know yet. */
   get size (): number {
-    return this.#waiting.length + this.#beingWritten
+    return this.#waiting.length + this.#beingWritten + this.#held.length
   }
 
   get isIdle (): boolean {
-    return !this.#isRunning
+    return !this.#isRunning && this.#held.length === 0
   }
 
   add (settlement: Settlement): void {
     this.#waiting.push(settlement)
+    this.#start()
+  }
+
+  close (): void {
+    clearTimeout(this.#heldTimer)
+  }
+
+  #start (): void {
     if (this.#isRunning) return
     this.#isRunning = true
     // The verdicts of one turn of the event loop go together.
     setImmediate(() => { void this.#runAll() })
-  }
-
-  /** Shows signs of life of jobs. */
-  async touch (jobs: Array<{ readonly id: string, readonly retryCount: number }>): Promise<void> {
-    await this.#inTurn(async () => { await this.#server.ask(boss => boss.touch(this.#queue, jobs)) })
   }
 
   async #runAll (): Promise<void> {
@@ -55,7 +63,7 @@ export class PgBossSettler {
       const batch = this.#waiting.splice(0, MAX_BATCH)
       this.#beingWritten = batch.length
       try {
-        await this.#inTurn(() => this.#write(batch))
+        await this.#write(batch)
         this.#beingWritten = 0
         this.#onSettled(batch)
       } catch (error) {
@@ -73,8 +81,9 @@ export class PgBossSettler {
     try {
       await this.#server.query(this.#statement, [this.#queue, JSON.stringify(batch)])
     } catch (error) {
-      if (!refusesValue(error)) throw error
-      await this.#writeSingly(batch, error)
+      if (refusesValue(error)) await this.#writeSingly(batch, error)
+      else if (isLocked(error)) await this.#writeUnlocked(batch)
+      else throw error
       return
     }
     if (batch.some(({ uncounted }) => uncounted)) await this.#notify()
@@ -92,14 +101,27 @@ export class PgBossSettler {
     }
   }
 
+  /** A job that another transaction holds does not hold up the others. Its verdict is told when the transaction has ended. */
+  async #writeUnlocked (batch: readonly Settlement[]): Promise<void> {
+    if (batch.length === 1) return this.#hold(batch)
+    const settled = new Set<unknown>()
+    for (const row of await this.#server.query(this.#skippingLocked, [this.#queue, JSON.stringify(batch)])) settled.add((row as { id: unknown }).id)
+    const left = batch.filter(({ id }) => !settled.has(id))
+    // A job that another process has started since is among them, too. Its verdict is told in vain, without a wait.
+    for (const settlement of left) await this.#write([settlement])
+  }
+
+  #hold (held: readonly Settlement[]): void {
+    this.#held.push(...held)
+    this.#heldTimer ??= setTimeout(() => {
+      this.#heldTimer = undefined
+      this.#waiting.push(...this.#held.splice(0))
+      this.#start()
+    }, HELD_MS)
+  }
+
   /** Tells other processes of a job that was returned. Without this they find it half a second later, when they poll. */
   async #notify (): Promise<void> {
     await this.#server.query(NOTIFY, [this.#server.channel, this.#queue]).catch(() => {})
-  }
-
-  #inTurn (call: () => Promise<void>): Promise<void> {
-    const result = this.#lastStatement.then(call)
-    this.#lastStatement = result.catch(() => {})
-    return result
   }
 }

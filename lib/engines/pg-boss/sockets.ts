@@ -31,14 +31,17 @@ export class Sockets {
 
   /**
    * Ends the open connections. The next statement connects anew. The sockets are destroyed without an error, because pg tells those who wait
-   * by itself, and does not listen for errors of a connection that it is ending.
+   * by itself, and does not listen for errors of a connection that it is ending. Resolves when pg knows.
    */
-  cut (): void {
-    for (const socket of this.#open) socket.destroy()
+  async cut (): Promise<void> {
+    await Promise.all(Array.from(this.#open, socket => new Promise<void>(resolve => {
+      socket.once('close', () => { setImmediate(resolve) })
+      socket.destroy()
+    })))
   }
 
   close (): void {
     this.#isClosed = true
-    this.cut()
+    void this.cut()
   }
 }

@@ -3,6 +3,10 @@
  * job as the calls of pg-boss would.
  */
 import type { TaskSpec } from '../engine.js'
+import { ENDED_LIMIT, limitingLocks, LOCK_MS } from './texts.js'
+
+/** Seconds after which a job that runs has expired: 31 years. */
+export const EXPIRE_SECONDS = 1_000_000_000
 
 /** A verdict, as the statement of `settle` takes it. */
 export interface Settlement {
@@ -35,12 +39,13 @@ export function keepTimes ({ succeeded, failed }: TaskSpec['keep']): TaskSpec['k
  * The list of states, and `::text`, make the planner expect few rows and look each one up by its key. In a table that was not analysed
  * lately it would read every job that waits.
  *
- * Values: queue, JSON of an array of `Settlement`.
+ * Values: queue, JSON of an array of `Settlement`. Rows: the ids of the jobs that were settled, if `skipsLocked`.
+ * @param skipsLocked leaves out jobs that another transaction holds. Otherwise the statement waits for them, and fails if it waits too long
  */
-export function settle (schema: string): string {
+export function settle (schema: string, skipsLocked: boolean): string {
   return `
     WITH verdict AS (
-      SELECT * FROM json_to_recordset($2::text::json)
+      SELECT * FROM json_to_recordset(${limitingLocks('$2', LOCK_MS.settlement)}::json)
         AS x (id uuid, "attemptsBefore" int, state text, output jsonb, delay float8, keep int, uncounted bool)
       WHERE state IN ('created', 'retry', 'completed', 'failed')
     )
@@ -48,13 +53,33 @@ export function settle (schema: string): string {
       state = v.state::${schema}.job_state,
       output = CASE WHEN v.uncounted THEN j.output ELSE v.output END,
       completed_on = CASE WHEN v.keep IS NULL THEN NULL ELSE now() END,
+      retry_limit = CASE WHEN v.keep IS NULL THEN j.retry_limit ELSE ${ENDED_LIMIT} END,
       deletion_seconds = COALESCE(v.keep, j.deletion_seconds),
       start_after = CASE WHEN v.delay IS NULL THEN j.start_after ELSE now() + v.delay * interval '1 ms' END,
       started_on = CASE WHEN v.uncounted THEN NULL ELSE j.started_on END,
       heartbeat_on = NULL
     FROM verdict v
     WHERE j.name = $1 AND j.id = v.id AND j.retry_count = v."attemptsBefore"
-      AND j.state::text IN ('active', 'retry')`
+      AND j.state::text IN ('active', 'retry')${skipsLocked
+        ? `
+      AND j.id IN (SELECT l.id FROM ${schema}.job l JOIN verdict ON l.id = verdict.id WHERE l.name = $1 FOR UPDATE OF l SKIP LOCKED)
+    RETURNING j.id`
+        : ''}`
+}
+
+/**
+ * Shows signs of life of jobs. A job that another transaction holds is left out, so that the others do not wait for it: nobody takes a job
+ * that is held. Value: JSON of an array of `{ name, id, retryCount }`.
+ */
+export function touch (schema: string): string {
+  return `
+    WITH mine AS (
+      SELECT j.name, j.id
+      FROM json_to_recordset($1::text::json) AS x (name text, id uuid, "retryCount" int)
+      JOIN ${schema}.job j ON j.name = x.name AND j.id = x.id AND j.retry_count = x."retryCount" AND j.state::text IN ('active')
+      FOR UPDATE OF j SKIP LOCKED
+    )
+    UPDATE ${schema}.job j SET heartbeat_on = now() FROM mine WHERE j.name = mine.name AND j.id = mine.id`
 }
 
 /**
@@ -89,11 +114,11 @@ export function nextDue (schema: string): string {
 }
 
 /**
- * A job may take as long as its process shows signs of life, so it expires after 31 years. pg-boss accepts at most 24 hours as
+ * A job may take as long as its process shows signs of life. pg-boss accepts at most 24 hours as
  * `expireInSeconds`, but its table accepts any number. Value: array of queues.
  */
 export function neverExpire (schema: string): string {
-  return `UPDATE ${schema}.queue SET expire_seconds = 1000000000 WHERE name = ANY($1::text[])`
+  return `UPDATE ${schema}.queue SET expire_seconds = ${EXPIRE_SECONDS} WHERE name = ANY($1::text[]) AND expire_seconds <> ${EXPIRE_SECONDS}`
 }
 
 /** Tells the other processes that a queue has jobs that can start. Values: channel, queue. */

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Delivery, Job, TaskSpec, Verdict } from '../engine.js'
 import { PgBossConsumer } from './consumer.js'
 import type { PgBossServer } from './server.js'
-import { nextDue, reclaim } from './statements.js'
+import { nextDue, reclaim, touch } from './statements.js'
 
 /** Milliseconds between two searches for jobs that have become due, or that no notification told of. */
 const POLL_MS = 500
@@ -31,6 +31,7 @@ export class PgBossWorker {
   #nextPollAt = Infinity
   // The start counts as a failure, because other processes may have been cut off until a moment ago.
   #lastFailureAt = performance.now()
+  #isStopped = false
   #subscription: { close(): Promise<void> } | undefined
 
   constructor (server: PgBossServer, tasks: readonly TaskSpec[], run: (delivery: Delivery) => Promise<Verdict>) {
@@ -45,8 +46,7 @@ export class PgBossWorker {
   async start (): Promise<void> {
     await this.#listen()
     this.#heartbeatTimer = setTimeout(() => { void this.#heartbeat() }, HEARTBEAT_MS)
-    this.#pollIn(POLL_MS)
-    this.#wakeAll()
+    this.#pollIn(0)
   }
 
   /** This process has stored jobs, so no notification is needed to find them. */
@@ -69,6 +69,7 @@ export class PgBossWorker {
     const idle = Promise.all(Array.from(this.#consumers.values(), consumer => consumer.idle()))
     await Promise.race([idle, sleep(drainMs, undefined, { signal: late.signal }).catch(() => {})])
     late.abort()
+    this.#isStopped = true
     clearTimeout(this.#pollTimer)
     clearTimeout(this.#heartbeatTimer)
     for (const consumer of this.#consumers.values()) consumer.close()
@@ -76,19 +77,16 @@ export class PgBossWorker {
     void this.#subscription?.close().catch(() => {})
   }
 
-  #wakeAll (): void {
-    for (const consumer of this.#consumers.values()) consumer.wake()
-  }
-
-  /** Listens on pg-boss's channel, over a connection of its own, which pg-boss restores by itself. */
+  /** Learns from pg-boss's channel which queues have new jobs. */
   async #listen (): Promise<void> {
     try {
-      this.#subscription = await this.#server.ask(async boss => await boss.getDb().listen?.(
-        this.#server.channel,
+      const subscription = await this.#server.listen(
         // PGlite calls this in the context of the statement that notified.
         queue => { this.#context.runInAsyncScope(() => this.#consumers.get(queue)?.wake()) },
-        () => { this.#wakeAll() }
-      ))
+        () => { this.#pollIn(0) }
+      )
+      if (this.#isStopped) void subscription?.close().catch(() => {})
+      else this.#subscription = subscription
     } catch (error) {
       this.#server.report(error)
     }
@@ -98,7 +96,7 @@ export class PgBossWorker {
   #pollIn (ms: number): void {
     const delay = Math.min(Math.max(ms, MIN_POLL_MS), POLL_MS)
     const at = performance.now() + delay
-    if (at >= this.#nextPollAt || this.#server.closing.aborted) return
+    if (at >= this.#nextPollAt || this.#isStopped) return
     clearTimeout(this.#pollTimer)
     this.#nextPollAt = at
     this.#pollTimer = setTimeout(() => {
@@ -131,7 +129,8 @@ export class PgBossWorker {
   async #heartbeat (): Promise<void> {
     try {
       // This comes first, so that a process that was held up does not count its own jobs as lost.
-      await Promise.all(Array.from(this.#consumers.values(), consumer => consumer.touch(HEARTBEAT_MS)))
+      const running = Array.from(this.#consumers.values()).flatMap(consumer => consumer.running(HEARTBEAT_MS))
+      if (running.length > 0) await this.#server.query(touch(this.#server.schema), [JSON.stringify(running)])
       if (performance.now() - this.#lastFailureAt > GRACE_MS) {
         await this.#server.query(reclaim(this.#server.schema), [Array.from(this.#consumers.keys())])
       }
@@ -139,7 +138,7 @@ export class PgBossWorker {
     } catch (error) {
       this.#onFailure(error)
     }
-    if (!this.#server.closing.aborted) this.#heartbeatTimer = setTimeout(() => { void this.#heartbeat() }, HEARTBEAT_MS)
+    if (!this.#isStopped) this.#heartbeatTimer = setTimeout(() => { void this.#heartbeat() }, HEARTBEAT_MS)
   }
 
   #onFailure (error: unknown): void {

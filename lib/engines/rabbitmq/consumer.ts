@@ -1,28 +1,19 @@
 /** The consuming side of the RabbitMQ engine: one consumer per definition. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { Channel, ChannelModel, ConsumeMessage } from 'amqplib'
-import { cork } from '../cork.js'
+import type { ChannelModel, ConsumeMessage } from 'amqplib'
 import type { Delivery, TaskSpec, Verdict } from '../engine.js'
 import { plainError } from '../plain-error.js'
-import { quietly, socketOf } from './connection.js'
-import { copyOf, dueAtOf, failedCopyOf, toDelivery } from './messages.js'
-import type { RabbitMqPublisher } from './publisher.js'
-import type { RabbitMqQueues } from './queues.js'
+import { Intake, type IntakeEvents, type TakenJob } from './intake.js'
+import { copyOf, failedCopyOf, isUncounted, toDelivery, waitOf } from './messages.js'
+import { TooLargeError, type RabbitMqPublisher } from './publisher.js'
+import type { Address, RabbitMqQueues } from './queues.js'
 
 /** Milliseconds until something that the server did not accept is tried again. */
 const RECOVERY_MS = 500
-/** Each consumer has a channel of its own, so all consumers can have one name. */
-const TAG = 'worker'
-/** The protocol has no larger number. */
-const MAX_PREFETCH = 65_535
-
-/** A job that this process has. A lost connection brings its message once more. */
-interface TakenJob {
-  readonly delivery: Delivery
-  readonly message: ConsumeMessage
-  /** All messages in which the job has come, with the channels on which they came. */
-  readonly received: Array<{ readonly channel: Channel, readonly message: ConsumeMessage }>
-}
+/** Ticks, of half a second, after which a job does not share its channel with further ones. */
+const LONG_TICKS = 2
+/** Milliseconds that the copy of a job waits whose queue has not counted its last attempt. The message itself is acknowledged meanwhile, and a crash does not bring it again. */
+const UNCOUNTED_MS = 1_000
 
 export interface RabbitMqConsumerOptions {
   readonly spec: TaskSpec
@@ -32,141 +23,201 @@ export interface RabbitMqConsumerOptions {
   readonly onError: (error: Error) => void
 }
 
+/**
+ * The server closes a channel whose oldest job runs for longer than `consumer_timeout`, and gives all jobs of the channel to somebody else.
+ * So a channel takes jobs only while the oldest one is young. After that another channel takes the next jobs, for as many seats as are free.
+ */
 export class RabbitMqConsumer {
+  /** Ticks since something has come, or since the last subscription. */
+  quietTicks = 0
   readonly #options: RabbitMqConsumerOptions
   readonly #queue: string
-  readonly #jobs = new Map<string, TakenJob>()
+  readonly #address: Address
+  readonly #events: IntakeEvents
   /** The current connection. */
   #model: ChannelModel | undefined
-  /** The channel that is subscribed, or about to be. */
-  #channel: Channel | undefined
-  /** The channel that is subscribed, and earlier ones for as long as jobs run that came on them. */
-  readonly #openChannels = new Set<Channel>()
+  /** The channel that takes jobs. */
+  #current: Intake | undefined
+  /** The channels that take no jobs any more, for as long as jobs run that came on them. */
+  readonly #former = new Set<Intake>()
+  /** Jobs that run here, and whose channel is closed: the server will deliver them again. */
+  readonly #lost = new Set<TakenJob>()
+  #running = 0
+  #tick = 0
   #isPaused = false
-  #isResubscribing = false
-  /** Messages received, now and when the consumer was last checked for being quiet. */
-  #received = 0
-  #receivedBefore = 0
+  #isFilling = false
   #onIdle: (() => void) | undefined
 
   constructor (options: RabbitMqConsumerOptions) {
     this.#options = options
     this.#queue = options.queues.queueOf(options.spec.name)
+    this.#address = options.queues.addressOf(this.#queue)
+    this.#events = {
+      message: (intake, message) => { this.#receive(intake, message) },
+      cancelled: intake => { this.#onCancelled(intake) },
+      closed: (intake, reason) => { this.#onClosed(intake, reason) }
+    }
   }
 
   /** Subscribes on a new connection. */
-  async setUp (model: ChannelModel): Promise<void> {
+  attach (model: ChannelModel): void {
     this.#model = model
-    if (!this.#isPaused) await this.#subscribe(model)
+    void this.#fill()
   }
 
-  /**
-   * Subscribes anew if there is room for jobs, and nothing has come since the last call. RabbitMQ 3.10 does not tell the consumer of a quorum
-   * queue that the queue was deleted and immediately declared again. The jobs that are handed to this consumer are then lost on the way until
-   * its channel closes, and the server's counts of messages and consumers look right.
-   */
-  async resubscribeIfQuiet (): Promise<void> {
-    const [model, channel, received] = [this.#model, this.#channel, this.#received]
-    const isQuiet = received === this.#receivedBefore && this.#jobs.size < this.#options.spec.concurrency
-    this.#receivedBefore = received
-    if (isQuiet && model !== undefined && channel !== undefined && !this.#isPaused) await this.#subscribe(model)
+  /** The connection is lost. */
+  detach (): void {
+    this.#model = undefined
+  }
+
+  get hasRoom (): boolean {
+    return this.#current !== undefined && this.#freeSeats + this.#current.seats > this.#current.jobs.size
+  }
+
+  /** To be called each half second. */
+  tick (): void {
+    this.#tick++
+    this.quietTicks++
+    const [oldest] = this.#current?.jobs ?? []
+    if (oldest !== undefined && this.#tick - oldest.tick >= LONG_TICKS) this.renew()
+  }
+
+  /** Takes jobs on a new channel from now on. */
+  renew (): void {
+    this.quietTicks = 0
+    void this.#retire()
+    void this.#fill()
   }
 
   /** Takes no further jobs. Jobs that are on their way are returned to their queue. */
   async pause (): Promise<void> {
     this.#isPaused = true
-    const channel = this.#channel
-    if (channel !== undefined) await quietly(() => channel.cancel(TAG))
+    await this.#retire()
   }
 
   /** Resolves when nothing runs and the server knows every verdict. */
   async idle (): Promise<void> {
-    while (this.#jobs.size > 0) await new Promise<void>(resolve => { this.#onIdle = resolve })
-    await Promise.all(Array.from(this.#openChannels, channel => quietly(() => channel.close())))
+    while (this.#running > 0) await new Promise<void>(resolve => { this.#onIdle = resolve })
+    await Promise.all(Array.from(this.#former, intake => intake.close()))
   }
 
-  /** Subscribes on a new channel each time, because the old one may be the one that RabbitMQ 3.10 does not serve any more. */
-  async #subscribe (model: ChannelModel): Promise<void> {
-    const { spec, queues } = this.#options
-    await queues.declare(model, this.#queue)
-    const channel = await model.createChannel()
-    let reason: unknown
-    channel.on('error', error => { reason = error })
-    channel.once('close', () => {
-      this.#openChannels.delete(channel)
-      if (this.#channel !== channel) return
-      this.#channel = undefined
-      // A channel that closes without a reason closes with its connection, and the next connection brings another channel.
-      if (reason !== undefined) void this.#resubscribe(reason)
-    })
-    await channel.prefetch(Math.min(spec.concurrency, MAX_PREFETCH))
-    this.#openChannels.add(channel)
-    const former = this.#channel
-    this.#channel = channel
-    await channel.consume(this.#queue, message => {
-      if (message === null) this.#onCancelled(channel)
-      else this.#receive(channel, message)
-    }, { consumerTag: TAG })
-    if (former !== undefined) {
-      await quietly(() => former.cancel(TAG))
-      this.#closeUnlessUsed(former)
-    }
+  /** What a lost channel had is not counted: those jobs come again, and need a seat for that. */
+  get #freeSeats (): number {
+    let free = this.#options.spec.concurrency - (this.#current?.seats ?? 0)
+    for (const { jobs } of this.#former) free -= jobs.size
+    return free
   }
 
-  /** The server has cancelled the consumer, because the queue was deleted or has moved. */
-  #onCancelled (channel: Channel): void {
-    if (this.#channel !== channel) return
-    this.#channel = undefined
-    this.#closeUnlessUsed(channel)
-    void this.#resubscribe(new Error(`RabbitMQ has cancelled the consumer of "${this.#queue}"`))
+  async #retire (): Promise<void> {
+    const intake = this.#current
+    this.#current = undefined
+    if (intake === undefined) return
+    this.#former.add(intake)
+    await intake.leave()
   }
 
-  async #resubscribe (reason: unknown): Promise<void> {
-    if (this.#isPaused) return
-    this.#options.onError(plainError(reason))
-    if (this.#isResubscribing) return
-    this.#isResubscribing = true
-    while (this.#channel === undefined && this.#model !== undefined && !this.#isPaused) {
+  /** Subscribes for all seats that are free. */
+  async #fill (): Promise<void> {
+    if (this.#isFilling) return
+    this.#isFilling = true
+    while (this.#model !== undefined && !this.#isPaused && this.#freeSeats > 0) {
+      const model = this.#model
       try {
-        await this.#subscribe(this.#model)
+        await this.#options.queues.declare(model, this.#queue)
+        const intake = this.#current ?? await Intake.open(model, this.#queue, this.#events)
+        if (this.#isPaused || this.#model !== model) {
+          void intake.close()
+          continue
+        }
+        this.#current = intake
+        await intake.subscribe(this.#freeSeats)
       } catch (error) {
-        this.#options.onError(plainError(error))
+        void this.#retire()
+        // A lost connection is reported elsewhere.
+        if (this.#model !== model) continue
+        if ((error as { code?: unknown }).code === 404) this.#options.queues.forget(this.#queue)
+        else this.#report(error)
         await sleep(RECOVERY_MS, undefined, { ref: false })
       }
     }
-    this.#isResubscribing = false
+    this.#isFilling = false
   }
 
-  #receive (channel: Channel, message: ConsumeMessage): void {
-    this.#received++
-    const delivery = toDelivery(this.#options.spec.name, message)
-    const running = this.#jobs.get(delivery.id)
-    if (running !== undefined) {
-      running.received.push({ channel, message })
+  /** The messages of several definitions are the same, so that a log has one line for all of them. */
+  #report (error: unknown): void {
+    const { message } = plainError(error)
+    this.#options.onError(plainError(error, message.replaceAll(this.#queue, '…').replace(/on channel \d+/, 'on a channel')))
+  }
+
+  #onCancelled (intake: Intake): void {
+    this.#options.queues.forget(this.#queue)
+    if (this.#current !== intake) return
+    this.#report(new Error('RabbitMQ has cancelled the consumer of a queue, which was deleted or has moved'))
+    this.renew()
+  }
+
+  #onClosed (intake: Intake, reason: Error | undefined): void {
+    if (this.#current === intake) this.#current = undefined
+    this.#former.delete(intake)
+    for (const job of intake.jobs) {
+      job.intake = undefined
+      this.#lost.add(job)
+    }
+    if (reason !== undefined && (reason as { code?: unknown }).code !== 404) this.#report(reason)
+    // A channel closes before its connection says that it is lost.
+    setImmediate(() => { void this.#fill() })
+  }
+
+  #receive (intake: Intake, message: ConsumeMessage): void {
+    this.quietTicks = 0
+    const lost = message.fields.redelivered && this.#lost.size > 0 ? this.#lostJobOf(message) : undefined
+    if (lost !== undefined) {
+      this.#lost.delete(lost)
+      lost.message = message
+      lost.intake = intake
+      intake.jobs.add(lost)
       return
     }
-    const job: TakenJob = { delivery, message, received: [{ channel, message }] }
-    this.#jobs.set(delivery.id, job)
-    const dueAt = dueAtOf(message)
+    const delivery = toDelivery(this.#options.spec.name, this.#queue, message)
+    const job: TakenJob = { delivery, message, intake, tick: this.#tick }
+    intake.jobs.add(job)
+    this.#running++
+    const waitMs = waitOf(message)
     if (this.#isPaused) void this.#settle(job, { kind: 'released' })
-    else if (dueAt !== undefined && dueAt > Date.now()) void this.#replace(job, () => this.#waitAgain(job, dueAt))
+    else if (isUncounted(message)) void this.#replace(job, () => this.#publishLater(job, delivery.attempt - 1, Math.max(waitMs, UNCOUNTED_MS)))
+    else if (waitMs > 0) void this.#replace(job, () => this.#publishLater(job, delivery.attempt - 1, waitMs))
     else void this.#options.run(delivery).then(verdict => this.#settle(job, verdict))
+  }
+
+  /** The job that runs here and came in the same message. Other messages may have the same id, because other programs choose their own. */
+  #lostJobOf ({ properties: { messageId }, content }: ConsumeMessage): TakenJob | undefined {
+    for (const job of this.#lost) {
+      if (job.delivery.id === messageId && job.message.content.equals(content)) return job
+    }
+    return undefined
   }
 
   async #settle (job: TakenJob, verdict: Verdict): Promise<void> {
     if (verdict.kind === 'done') this.#end(job)
-    else await this.#replace(job, () => this.#publish(job, verdict))
+    else await this.#replace(job, () => this.#publish(job, verdict), verdict.kind !== 'failed')
   }
 
   /** Publishes what takes the place of a message, and acknowledges the message after that. If the process dies in between, both are there, and never none. */
-  async #replace (job: TakenJob, publish: () => Promise<void>): Promise<void> {
+  async #replace (job: TakenJob, publish: () => Promise<void>, isToReturn = true): Promise<void> {
     // After a connection is lost, the server accepts no acknowledgement for it, and delivers its messages again.
-    while (job.received.some(({ channel }) => this.#openChannels.has(channel))) {
+    while (job.intake !== undefined) {
       try {
         await publish()
         break
       } catch (error) {
-        this.#options.onError(plainError(error))
+        this.#report(error)
+        if (error instanceof TooLargeError) {
+          // Somebody has lowered the limit since the job was stored. The server does not check it when it moves the message itself.
+          job.intake.reject(job, isToReturn)
+          job.intake = undefined
+          void this.#fill()
+          break
+        }
         await sleep(RECOVERY_MS)
       }
     }
@@ -176,47 +227,38 @@ export class RabbitMqConsumer {
   async #publish (job: TakenJob, verdict: Exclude<Verdict, { kind: 'done' }>): Promise<void> {
     const { publisher, queues, spec } = this.#options
     const { message, delivery: { id, attempt } } = job
-    const publishAgain = (attempts: number): Promise<void> =>
-      publisher.publish({ exchange: '', routingKey: this.#queue }, message.content, copyOf(message, { id, attempts }))
     switch (verdict.kind) {
       case 'released':
-        return await publishAgain(attempt - 1)
+        return await this.#publishAgain(job, attempt - 1)
       case 'retry':
-        if (verdict.delayMs <= 0) return await publishAgain(attempt)
-        return await publisher.publishLater(this.#queue, verdict.delayMs, message.content, dueAt => copyOf(message, { id, attempts: attempt, dueAt }))
+        if (verdict.delayMs <= 0) return await this.#publishAgain(job, attempt)
+        return await this.#publishLater(job, attempt, verdict.delayMs)
       case 'failed': {
         const keepMs = Math.min(Math.ceil(spec.keep.failed * 1000), 2 ** 32 - 1)
         if (keepMs === 0) return
-        await publisher.publish({ exchange: '', routingKey: queues.deadQueueOf(spec.name) }, message.content, failedCopyOf(message, { id, attempt, error: verdict.error, keepMs }))
+        const properties = failedCopyOf(message, { id, attempt, error: verdict.error, keepMs, room: publisher.room })
+        await publisher.publish(queues.addressOf(queues.deadQueueOf(spec.name)), message.content, properties)
       }
     }
   }
 
-  async #waitAgain ({ message, delivery: { id, attempt } }: TakenJob, dueAt: number): Promise<void> {
-    const delayMs = Math.max(dueAt - Date.now(), 1)
-    await this.#options.publisher.publishLater(this.#queue, delayMs, message.content, due => copyOf(message, { id, attempts: attempt - 1, dueAt: due }))
+  async #publishAgain ({ message, delivery: { id } }: TakenJob, attempts: number): Promise<void> {
+    await this.#options.publisher.publish(this.#address, message.content, copyOf(message, { id, attempts }))
+  }
+
+  async #publishLater ({ message, delivery: { id } }: TakenJob, attempts: number, delayMs: number): Promise<void> {
+    await this.#options.publisher.publishLater(this.#queue, delayMs, message.content, waitMs => copyOf(message, { id, attempts, waitMs }))
   }
 
   #end (job: TakenJob): void {
-    this.#jobs.delete(job.delivery.id)
-    for (const { channel, message } of job.received) {
-      if (!this.#openChannels.has(channel)) continue
-      try {
-        channel.ack(message)
-        cork(socketOf(channel))
-      } catch {
-        // The channel is about to close, and the server will deliver the message again.
-      }
-      if (channel !== this.#channel) this.#closeUnlessUsed(channel)
+    this.#lost.delete(job)
+    const { intake } = job
+    if (intake !== undefined) {
+      intake.acknowledge(job)
+      // The seat of a channel that takes no jobs any more is free for the current one.
+      if (intake !== this.#current) void this.#fill()
     }
-    if (this.#jobs.size === 0) this.#onIdle?.()
-  }
-
-  /** Closes a channel that is not subscribed any more, unless jobs run that came on it. */
-  #closeUnlessUsed (channel: Channel): void {
-    for (const { received } of this.#jobs.values()) {
-      if (received.some(message => message.channel === channel)) return
-    }
-    void quietly(() => channel.close())
+    this.#running--
+    if (this.#running === 0) this.#onIdle?.()
   }
 }

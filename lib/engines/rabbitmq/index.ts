@@ -3,42 +3,24 @@
  *
  * @module rabbitmq
  */
-import type { SocketOptions } from 'amqplib'
-import { FST_BGT_INVALID_OPTION } from '../../errors.js'
+import { FST_BGT_INVALID_PAYLOAD } from '../../errors.js'
 import { within } from '../../limits.js'
-import { check, NAME, SECRET_OBJECT, type Rules } from '../../rules.js'
 import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
 import { RabbitMqConnection, type RabbitMqConnectionOptions } from './connection.js'
 import { RabbitMqConsumer } from './consumer.js'
 import { toContent, toProperties } from './messages.js'
-import { RabbitMqPublisher } from './publisher.js'
+import { checkOptions, urlsOf, type RabbitMqOptions } from './options.js'
+import { RabbitMqPublisher, TooLargeError } from './publisher.js'
 import { RabbitMqQueues } from './queues.js'
 
-/** Options of `rabbitmq()`. A wrong value throws `FST_BGT_INVALID_OPTION` there. */
-export interface RabbitMqOptions {
-  /**
-   * The server: an `amqp:` or `amqps:` URL. Its parameter `heartbeat` (4 seconds if it has none) says how long either side
-   * waits for a sign of life of the other: two to three times as long.
-   * @default 'amqp://guest:guest@127.0.0.1:5672'
-   */
-  readonly url?: string | undefined
+export type { RabbitMqOptions } from './options.js'
 
-  /**
-   * What the names of all queues begin with: the queue of the task `send-email` is `fbt.send-email`.
-   * @default 'fbt'
-   */
-  readonly prefix?: string | undefined
-
-  /** Other options of amqplib's `connect`: `ca`, `cert`, `key`, `credentials`, `clientProperties`, … */
-  readonly options?: SocketOptions | undefined
-}
-
-const RULES: Rules = { url: { accepts: 'an amqp: or amqps: URL', test: isUrl, isSecret: true }, prefix: NAME, options: SECRET_OBJECT }
-
-/** Seconds. A process whose event loop is blocked for twice as long loses its connection, and the server starts its jobs elsewhere. */
-const HEARTBEAT = '4'
-/** Milliseconds after which a consumer that has received nothing subscribes anew. */
-const QUIET_MS = 10_000
+/** Milliseconds between two looks at what is under way. */
+const TICK_MS = 500
+/** Ticks without a job after which a consumer may have been forgotten by the server. */
+const QUIET_TICKS = 20
+/** Ticks between two consumers that subscribe anew because they are quiet. */
+const RENEWAL_TICKS = 10
 
 /**
  * Durable jobs in RabbitMQ 3.10 or later, by amqplib. A definition is a queue of its name, after the prefix. Supports `delay`.
@@ -53,7 +35,9 @@ class RabbitMqEngine implements TaskEngine {
   readonly name = 'rabbitmq'
   readonly supports = { delay: true, key: false, tx: false, get: false } as const
   readonly groups = false
-  readonly #options: RabbitMqOptions
+  readonly #urls: readonly string[]
+  readonly #prefix: string
+  readonly #socket: RabbitMqOptions['options']
   readonly #report = (error: Error): void => { this.#events?.error(error) }
   #events: EngineEvents | undefined
   #tasks: readonly TaskSpec[] = []
@@ -63,15 +47,20 @@ class RabbitMqEngine implements TaskEngine {
   #consuming: RabbitMqConnection | undefined
   #publishing: RabbitMqConnection | undefined
   #consumers: RabbitMqConsumer[] = []
-  #quietTimer: NodeJS.Timeout | undefined
+  /** The connection whose loss was reported last. */
+  #reported: RabbitMqConnection | undefined
+  #timer: NodeJS.Timeout | undefined
+  #ticks = 0
 
   constructor (options: RabbitMqOptions) {
-    this.#options = options
+    this.#urls = urlsOf(options)
+    this.#prefix = options.prefix ?? 'fbt'
+    this.#socket = options.options
   }
 
   async start (tasks: readonly TaskSpec[], events: EngineEvents): Promise<void> {
-    const queues = new RabbitMqQueues(this.#options.prefix ?? 'fbt', tasks, events.log)
-    const publisher: RabbitMqPublisher = new RabbitMqPublisher(queues, () => connection)
+    const queues = new RabbitMqQueues(this.#prefix, tasks, events.log)
+    const publisher: RabbitMqPublisher = new RabbitMqPublisher(queues, () => connection, events.log)
     const connection = this.#connection('publisher', model => publisher.setUp(model))
     this.#publishing = connection
     await connection.open()
@@ -79,12 +68,20 @@ class RabbitMqEngine implements TaskEngine {
     this.#queues = queues
     this.#publisher = publisher
     this.#events = events
+    this.#timer = setInterval(() => { this.#tick() }, TICK_MS).unref()
   }
 
   async enqueue (jobs: readonly Job[]): Promise<Receipt[]> {
+    const store = async (job: Job): Promise<void> => {
+      try {
+        await this.#publish(job)
+      } catch (error) {
+        throw error instanceof TooLargeError ? new FST_BGT_INVALID_PAYLOAD(job.task, `cannot be stored: it ${error.message}`) : error
+      }
+    }
     const [job] = jobs
-    if (job !== undefined && jobs.length === 1) await this.#publish(job)
-    else await Promise.all(jobs.map(job => this.#publish(job)))
+    if (job !== undefined && jobs.length === 1) await store(job)
+    else await Promise.all(jobs.map(store))
     return jobs.map(({ id }) => ({ id, duplicate: false }))
   }
 
@@ -92,14 +89,13 @@ class RabbitMqEngine implements TaskEngine {
     const [queues, publisher] = [this.#queues, this.#publisher]
     this.#consumers = this.#tasks.map(spec => new RabbitMqConsumer({ spec, queues, publisher, run, onError: this.#report }))
     this.#consuming = this.#connection('consumer', async model => {
-      await Promise.all(this.#consumers.map(consumer => consumer.setUp(model)))
+      model.once('close', () => { for (const consumer of this.#consumers) consumer.detach() })
+      for (const consumer of this.#consumers) consumer.attach(model)
     })
-    await this.#consuming.keepOpening()
-    this.#quietTimer = setInterval(() => { void this.#resubscribeQuiet() }, QUIET_MS).unref()
+    this.#consuming.keepOpening()
   }
 
   async pause (): Promise<void> {
-    clearInterval(this.#quietTimer)
     await Promise.all(this.#consumers.map(consumer => consumer.pause()))
   }
 
@@ -109,45 +105,55 @@ class RabbitMqEngine implements TaskEngine {
 
   async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {
     this.#events = undefined
+    clearInterval(this.#timer)
     const drained = this.pause().then(() => Promise.all(this.#consumers.map(consumer => consumer.idle())))
     await within<unknown>(drainMs, drained, () => undefined)
     await Promise.all([this.#consuming?.close(), this.#publishing?.close()])
+    this.#consuming = this.#publishing = this.#reported = undefined
     this.#consumers = []
   }
 
   #publish (job: Job): Promise<void> {
     const queue = this.#queues.queueOf(job.task)
     const content = toContent(job)
-    if (job.delayMs > 0) return this.#publisher.publishLater(queue, job.delayMs, content, dueAt => toProperties(job, dueAt))
-    return this.#publisher.publish({ exchange: '', routingKey: queue }, content, toProperties(job, undefined))
+    if (job.delayMs > 0) return this.#publisher.publishLater(queue, job.delayMs, content, waitMs => toProperties(job, waitMs))
+    return this.#publisher.publish(this.#queues.addressOf(queue), content, toProperties(job, 0))
   }
 
   #connection (role: string, setUp: RabbitMqConnectionOptions['setUp']): RabbitMqConnection {
-    const { url = 'amqp://guest:guest@127.0.0.1:5672', options, prefix = 'fbt' } = this.#options
-    return new RabbitMqConnection({ url: withHeartbeat(url), socket: options, name: `fastify-background-tasks ${prefix} ${role}`, setUp, onError: this.#report })
+    const connection = new RabbitMqConnection({
+      urls: this.#urls,
+      socket: this.#socket,
+      name: `fastify-background-tasks ${this.#prefix} ${role}`,
+      setUp,
+      onError: error => {
+        // What ends one connection mostly ends the other one, too.
+        const isSameOutage = this.#reported !== undefined && this.#reported !== connection && !this.#reported.isOpen
+        if (isSameOutage) return
+        this.#reported = connection
+        this.#report(error)
+      }
+    })
+    return connection
   }
 
-  async #resubscribeQuiet (): Promise<void> {
-    try {
-      await Promise.all(this.#consumers.map(consumer => consumer.resubscribeIfQuiet()))
-    } catch {
-      // The connection was lost, which it has reported.
+  #tick (): void {
+    this.#ticks++
+    this.#publisher.tick()
+    for (const consumer of this.#consumers) consumer.tick()
+    if (this.#ticks % RENEWAL_TICKS === 0) this.#renewQuietest()
+  }
+
+  /**
+   * RabbitMQ 3.10 does not tell the consumer of a quorum queue that the queue was deleted and immediately declared again. The jobs that are
+   * handed to this consumer are then lost on the way until its channel closes, and the server's counts of messages and consumers look right.
+   * So the consumer that has been quiet for the longest time takes another channel.
+   */
+  #renewQuietest (): void {
+    let quietest: RabbitMqConsumer | undefined
+    for (const consumer of this.#consumers) {
+      if (consumer.hasRoom && consumer.quietTicks >= QUIET_TICKS && consumer.quietTicks > (quietest?.quietTicks ?? 0)) quietest = consumer
     }
+    quietest?.renew()
   }
-}
-
-function withHeartbeat (url: string): string {
-  const parsed = new URL(url)
-  if (!parsed.searchParams.has('heartbeat')) parsed.searchParams.set('heartbeat', HEARTBEAT)
-  return parsed.href
-}
-
-function checkOptions (options: RabbitMqOptions): void {
-  check('rabbitmq', options, RULES)
-  if (options.options === undefined || !Object.hasOwn(options.options, 'recovery')) return
-  throw new FST_BGT_INVALID_OPTION('The option "options" of rabbitmq does not accept "recovery": the engine restores its connections')
-}
-
-function isUrl (url: unknown): boolean {
-  return typeof url === 'string' && URL.canParse(url) && /^amqps?:$/.test(new URL(url).protocol)
 }

@@ -2,37 +2,56 @@
 import type { Channel, ChannelModel, Options } from 'amqplib'
 import type { FastifyBaseLogger } from 'fastify'
 import type { TaskSpec } from '../engine.js'
-import { onChannel } from './connection.js'
+import { answered, onChannel } from './connection.js'
 
 /**
  * The core counts the attempts, so the server never drops a job by itself, as RabbitMQ 4 does after 20 deliveries. The value for "never",
  * -1, is not accepted by RabbitMQ 3.10.
  */
 const DELIVERY_LIMIT = 1_000_000_000
+/** Channels on which queues are declared at the same time. A channel has one call under way. */
+const LANES = 16
+/** Most bytes of the name of a queue. */
+const MAX_NAME = 255
 /** Milliseconds that a wait may be too long, where that saves a second wait. */
 const TOLERANCE_MS = 64
 const SHORTEST_MS = 16
 const LONGEST_MS = 1_000 * 2 ** 20 * 15 / 8
 
+/** Messages that the server has not confirmed yet. */
+export interface Flow {
+  pending: number
+  /** Ticks since the last confirm, or since `pending` was 0. */
+  silentTicks: number
+}
+
 /** Where a message is published. */
 export interface Address {
   readonly exchange: string
   readonly routingKey: string
+  /** What is under way to the queue. Each queue has a leader of its own, which may fall silent alone. */
+  readonly flow: Flow
 }
 
 export class RabbitMqQueues {
   readonly #prefix: string
   readonly #tasks: readonly TaskSpec[]
   readonly #log: FastifyBaseLogger
+  /** The addresses of the queues of all definitions, by their names. */
+  readonly #addresses: ReadonlyMap<string, Address>
   /** The queues for waiting that are declared, or are being declared, by the names of their exchanges. */
   readonly #waitQueues = new Map<string, Promise<unknown>>()
-  /** Queues that someone else has declared, with other settings. */
-  readonly #foreign = new Set<string>()
+  /** What is under way to the queues for waiting, by the names of their exchanges. */
+  readonly #waitFlows = new Map<string, Flow>()
+  /** Queues that exist. A lost connection deletes none. */
+  readonly #declared = new Set<string>()
 
   constructor (prefix: string, tasks: readonly TaskSpec[], log: FastifyBaseLogger) {
     this.#prefix = prefix
     this.#tasks = tasks
     this.#log = log
+    const queues = tasks.flatMap(({ name }) => [this.queueOf(name), this.deadQueueOf(name)])
+    this.#addresses = new Map(queues.map(routingKey => [routingKey, { exchange: '', routingKey, flow: newFlow() }]))
   }
 
   queueOf (task: string): string {
@@ -44,28 +63,57 @@ export class RabbitMqQueues {
     return `${this.queueOf(task)}.dead`
   }
 
+  addressOf (queue: string): Address {
+    return this.#addresses.get(queue) as Address
+  }
+
+  /** What is under way, per queue. */
+  * flows (): Iterable<Flow> {
+    for (const { flow } of this.#addresses.values()) yield flow
+    yield * this.#waitFlows.values()
+  }
+
+  /** Declares all queues that are not known to exist, several at the same time. */
   async declareAll (model: ChannelModel): Promise<void> {
     this.#waitQueues.clear()
     const names = new Set(this.#tasks.map(({ name }) => name))
-    const taken = this.#tasks.find(({ name }) => names.has(`${name}.dead`))
-    if (taken !== undefined) throw new Error(`the task "${taken.name}.dead" would run what "${taken.name}" has failed at: rename one of them`)
     for (const { name } of this.#tasks) {
-      await this.declare(model, this.deadQueueOf(name))
-      await this.declare(model, this.queueOf(name))
+      if (names.has(`${name}.dead`)) throw new Error(`the task "${name}.dead" would run what "${name}" has failed at: rename one of them`)
+      if (Buffer.byteLength(this.deadQueueOf(name)) > MAX_NAME) throw new Error(`the name of the task "${name}" is too long: RabbitMQ accepts ${MAX_NAME} bytes for prefix, name and ".dead"`)
     }
+    const left = [...this.#addresses.keys()].filter(queue => !this.#declared.has(queue))
+    const lane = async (): Promise<void> => {
+      while (left.length > 0) {
+        // The server closes the channel over a queue that exists with other settings: the rest goes on another one.
+        await onChannel(model, async channel => {
+          let queue: string | undefined
+          do {
+            queue = left.pop()
+          } while (queue !== undefined && await this.#declareOn(channel, queue))
+        })
+      }
+    }
+    await Promise.all(Array.from({ length: Math.min(LANES, left.length) }, lane))
   }
 
   /** Declares the queue of a definition, or the queue of its failed jobs. A queue that exists with other settings is used as it is. */
   async declare (model: ChannelModel, queue: string): Promise<void> {
-    if (this.#foreign.has(queue)) return
+    if (!this.#declared.has(queue)) await onChannel(model, channel => this.#declareOn(channel, queue))
+  }
+
+  /** Resolves to whether the channel is still open. */
+  async #declareOn (channel: Channel, queue: string): Promise<boolean> {
     const spec = this.#tasks.find(({ name }) => this.queueOf(name) === queue)
     const route = spec === undefined ? {} : { 'x-dead-letter-exchange': '', 'x-dead-letter-routing-key': this.deadQueueOf(spec.name) }
     try {
-      await onChannel(model, channel => channel.assertQueue(queue, quorum(route)))
+      await answered(channel.assertQueue(queue, quorum(route)))
+      this.#declared.add(queue)
+      return true
     } catch (error) {
       if ((error as { code?: unknown }).code !== 406) throw error
-      this.#foreign.add(queue)
-      this.#log.warn(`background task engine "rabbitmq": the queue "${queue}" exists with other settings, and is used as it is`)
+      this.#declared.add(queue)
+      this.#log.warn(`background task engine "rabbitmq": the queue "${queue}" exists with other settings, and is used as it is. If it is no quorum queue, it counts no deliveries: a job whose process has died is then stored once more, with its count, before it starts again`)
+      return false
     }
   }
 
@@ -85,12 +133,14 @@ export class RabbitMqQueues {
       declaring.catch(() => { this.#waitQueues.delete(exchange) })
     }
     await declaring
-    return { exchange, routingKey: queue, ms: step }
+    let flow = this.#waitFlows.get(exchange)
+    if (flow === undefined) this.#waitFlows.set(exchange, flow = newFlow())
+    return { exchange, routingKey: queue, flow, ms: step }
   }
 
   /** Declares again what someone has deleted. */
   async repair (model: ChannelModel, { exchange, routingKey }: Address): Promise<void> {
-    this.#foreign.delete(routingKey)
+    this.forget(routingKey)
     if (exchange === '') {
       await this.declare(model, routingKey)
       return
@@ -99,17 +149,26 @@ export class RabbitMqQueues {
     await onChannel(model, channel => declareWaitQueue(channel, exchange, step))
   }
 
+  /** The queue may have been deleted: it is declared again when it is needed. */
+  forget (queue: string): void {
+    this.#declared.delete(queue)
+  }
+
   /** A queue for waiting may have been deleted: each is declared again when it is needed. */
   forgetWaitQueues (): void {
     this.#waitQueues.clear()
   }
 }
 
+function newFlow (): Flow {
+  return { pending: 0, silentTicks: 0 }
+}
+
 /** A message keeps its routing key, which is the queue that it is for. So one exchange per step leads to the wait, and the default exchange back. */
 async function declareWaitQueue (channel: Channel, name: string, step: number): Promise<void> {
-  await channel.assertExchange(name, 'fanout')
-  await channel.assertQueue(name, quorum({ 'x-message-ttl': step, 'x-dead-letter-exchange': '' }))
-  await channel.bindQueue(name, name, '')
+  await answered(channel.assertExchange(name, 'fanout'))
+  await answered(channel.assertQueue(name, quorum({ 'x-message-ttl': step, 'x-dead-letter-exchange': '' })))
+  await answered(channel.bindQueue(name, name, ''))
 }
 
 /** Messages move on at least once: they leave one queue when the next one has them. The server does that only for queues that refuse messages when they are full. */
