@@ -13,6 +13,7 @@ import { recorderOf } from './decorators/recorder.js'
 import { Definitions } from './definitions/definitions.js'
 import { Jobs, LOCAL } from './definitions/jobs.js'
 import { schemaCompiler } from './definitions/payload.js'
+import { TravellingContext } from './definitions/travelling-context.js'
 import { connectEngine } from './dispatch/connect-engine.js'
 import { drain, type Drained } from './drain.js'
 import { FST_BGT_ALREADY_REGISTERED } from './errors.js'
@@ -34,10 +35,10 @@ declare module 'fastify' {
 async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBackgroundTasksOptions): Promise<void> {
   if (app.hasDecorator('backgroundTasks')) throw new FST_BGT_ALREADY_REGISTERED()
   const resolved = resolveOptions(options)
-  const { tasks, engine, waitUntil, closeTimeout, ambient, threads, worker, fallback } = resolved
+  const { tasks, engine, waitUntil, closeTimeout, ambient, threads, worker, fallback, context } = resolved
   const definitions = new Definitions(tasks, schemaCompiler(app.getSchemas()))
   definitions.refuseUnrunnable({ runsHere: engine === undefined || fallback !== undefined, consumes: engine !== undefined && worker !== false, threads })
-  const jobs = new Jobs(app, definitions, engine ?? LOCAL, threads)
+  const jobs = new Jobs(app, definitions, engine ?? LOCAL, { threads, context: context && new TravellingContext(context) })
   const runner = new Runner(resolved, app.log)
   const isRecording = (): boolean => intake.recorder !== undefined
   const dispatch = engine && connectEngine(app, engine, { runner, jobs, definitions: definitions.all, options: resolved, isRecording })
@@ -94,6 +95,7 @@ export type { AddedArgs, AddedTask, JobArgs, TaskAdder } from './decorators/task
 export type { OverloadedArgs, OverloadedFunction, TaskFunction } from './tasks/task-function.js'
 export type { AnyTaskDefinition, DefineTask, FailedTaskContext, RetryPolicy, TaskContext, TaskDeclarationOptions, TaskDefinition, TaskDefinitionOptions, TaskFailureOptions, TaskFileOptions } from './definitions/define-task.js'
 export type { DeclareTask, TaskDeclaration } from './definitions/declare-task.js'
+export type { TaskContextOptions } from './definitions/travelling-context.js'
 export type { ThreadPool } from './definitions/thread.js'
 export type { JobOptions } from './definitions/jobs.js'
 export type { EnqueueOptions, IdleOptions, TaskRecord } from './decorators/app-background-tasks.js'

@@ -1,8 +1,10 @@
 import type { FastifyRequest } from 'fastify'
 import type { AnyTaskDefinition } from './definitions/define-task.js'
+import type { TaskContextOptions } from './definitions/travelling-context.js'
 import type { ThreadPool } from './definitions/thread.js'
 import type { EngineOptions } from './dispatch/connect-engine.js'
 import type { TaskEngine } from './engines/engine.js'
+import { FST_BGT_INVALID_OPTION, PACKAGE } from './errors.js'
 import { BOOLEAN, check, COUNT, DELAY, DURATION, FUNCTION, LIMIT, OBJECT, type Rules } from './rules.js'
 import type { RunnerOptions } from './runner/runner-options.js'
 import type { BackgroundTask } from './tasks/background-task.js'
@@ -114,6 +116,13 @@ export interface FastifyBackgroundTasksOptions {
   readonly ambient?: boolean | undefined
 
   /**
+   * A value of the request that travels with its tasks of definitions, such as its tenant: `capture` takes it when a task is added, and
+   * `restore` puts it back around each attempt. See `TaskContextOptions`.
+   * @default none
+   */
+  readonly context?: TaskContextOptions | undefined
+
+  /**
    * The pool of threads for definitions that have a `file`: an instance of `piscina`, or anything with its `run(task, { filename, signal })`.
    * You close it yourself, in an `onClose` hook: the tasks have ended by then.
    * @default none
@@ -129,6 +138,7 @@ export interface ResolvedOptions extends RunnerOptions, EngineOptions {
   readonly waitUntil: FastifyBackgroundTasksOptions['waitUntil']
   readonly ambient: boolean
   readonly threads: ThreadPool | undefined
+  readonly context: TaskContextOptions | undefined
 }
 
 function isThreadPool (value: unknown): boolean {
@@ -155,6 +165,7 @@ const PLUGIN_RULES: Rules = {
   fallback: { accepts: '\'local\'', test: value => value === 'local' },
   waitUntil: FUNCTION,
   ambient: BOOLEAN,
+  context: { accepts: '{ capture, restore }', test: value => OBJECT.test(value) },
   threads: { accepts: 'a pool of threads with a method run(task, { filename, signal }), as new Piscina() makes one', test: isThreadPool, isSecret: true }
 }
 
@@ -194,8 +205,16 @@ export function resolveOptions (options: FastifyBackgroundTasksOptions): Resolve
     closeTimeout: options.closeTimeout ?? 8000,
     waitUntil: options.waitUntil,
     ambient: options.ambient ?? false,
-    threads: options.threads
+    threads: options.threads,
+    context: options.context && resolveContext(options.context)
   }
+}
+
+function resolveContext (context: TaskContextOptions): TaskContextOptions {
+  check('context', context, { capture: FUNCTION, restore: FUNCTION })
+  const missing = (['capture', 'restore'] as const).find(name => context[name] === undefined)
+  if (missing !== undefined) throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: The option "context" of register accepts { capture, restore }; "${missing}" is missing`)
+  return { ...context }
 }
 
 const WORKER_RULES: Rules = {

@@ -5,7 +5,7 @@ import { enqueuedAtOf, headersOf, timeOf, readJobError, toDelivery, toIso, toSto
 const job: Job = {
   id: 'id', task: 'note', text: '{"to":"ada"}', payload: { to: 'ada' }, delayMs: 0, keyed: false, enqueuedAt: 1, headers: {}, requestId: undefined
 }
-const empty = { id: 'id', task: 'note', attempt: 2, headers: {}, requestId: undefined, enqueuedAt: undefined }
+const empty = { id: 'id', task: 'note', attempt: 2, headers: {}, requestId: undefined, context: undefined, enqueuedAt: undefined }
 
 t.test('what is stored holds no part that a job does not have, and is the same as an object and as JSON', async t => {
   const headers = { traceparent: '00-"1"-2-01' }
@@ -14,6 +14,7 @@ t.test('what is stored holds no part that a job does not have, and is the same a
     [{ headers }, { headers }],
     [{ requestId: '"r\n2"' }, { requestId: '"r\n2"' }],
     [{ headers, requestId: 'r-1' }, { headers, requestId: 'r-1' }],
+    [{ context: '{"a":"\\u0000"}' }, { context: '{"a":"\\u0000"}' }],
     [{ requestId: '' }, {}],
     [{ requestId: 7 as unknown as string }, { requestId: '7' }]
   ]
@@ -27,7 +28,8 @@ t.test('each part of what was stored is read by itself, whoever wrote it', async
   const found: Array<[data: unknown, read: object]> = [
     [{ payload: 'by hand' }, { payload: 'by hand' }],
     [{ payload: 1, headers: { a: 'b', n: 7, none: null }, requestId: 7, enqueuedAt: 5 }, { payload: 1, headers: { a: 'b' }, requestId: '7', enqueuedAt: 5 }],
-    [{ payload: 1, headers: 'none', requestId: {}, enqueuedAt: 'never' }, { payload: 1 }],
+    [{ payload: 1, context: '1' }, { payload: 1, context: '1' }],
+    [{ payload: 1, headers: 'none', requestId: {}, enqueuedAt: 'never', context: {} }, { payload: 1 }],
     [{ payload: 1, headers: ['a'], requestId: '', enqueuedAt: 1e300 }, { payload: 1 }],
     [{ to: 'ada' }, { payload: { to: 'ada' } }],
     [[1], { payload: [1] }],

@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { threadId } from 'node:worker_threads'
 import { Piscina } from 'piscina'
 import t from 'tap'
-import { declareTask, defineTask, type FastifyBackgroundTasksOptions, type JobRecord, type ThreadPool } from '../lib/index.js'
+import { declareTask, defineTask, type FastifyBackgroundTasksOptions, type TaskRecord, type ThreadPool } from '../lib/index.js'
 import { recordTasks } from '../lib/testing.js'
 import { start, type Started } from './support/app.js'
 import { StubEngine } from './support/stub-engine.js'
@@ -21,7 +21,7 @@ async function withThreads (t: Parameters<typeof start>[0], options: FastifyBack
   return { ...started, pool }
 }
 
-async function ended ({ app }: Started, payload: Work, task = work): Promise<JobRecord | undefined> {
+async function ended ({ app }: Started, payload: Work, task = work): Promise<TaskRecord | undefined> {
   const { id } = await app.backgroundTasks.enqueue(task, payload)
   await app.backgroundTasks.idle()
   return await app.backgroundTasks.get(task, id)
@@ -40,10 +40,11 @@ t.test('a task with a file runs in another thread, and its record is that of any
 })
 
 t.test('the event loop is free while a file computes, and a timeout ends it', async t => {
-  const started = await withThreads(t, { timeout: 200 })
+  const limited = defineTask<Work>({ name: 'limited', file: at('work.js'), retry: { attempts: 1 }, timeout: 300 })
+  const started = await withThreads(t, { tasks: [work, limited] })
   let turns = 0
   const timer = setInterval(() => { turns++ }, 5)
-  const record = await ended(started, { do: 'block', ms: 60_000 })
+  const record = await ended(started, { do: 'block', ms: 60_000 }, limited)
   clearInterval(timer)
   t.match(record, { state: 'failed', error: { code: 'FST_BGT_TIMEOUT' } })
   t.ok(turns > 5)

@@ -13,6 +13,7 @@ import { StoredJob, type Envelope } from './envelope.js'
 import { toJobError } from './job-error.js'
 import { resultToJson } from './payload.js'
 import { runInThread, type ThreadPool } from './thread.js'
+import type { TravellingContext } from './travelling-context.js'
 
 /** A payload: JSON that was made here, or a value that an engine found. */
 export type JobInput = { readonly text: string } | { readonly found: unknown }
@@ -28,6 +29,8 @@ export interface TaskSurroundings extends Surroundings {
   readonly history: TaskHistory
   /** The pool for tasks that have a file. */
   readonly threads: ThreadPool | undefined
+  /** What restores the captured value of a request. */
+  readonly context: TravellingContext | undefined
 }
 
 const NOTHING = { found: undefined }
@@ -166,7 +169,7 @@ export class DefinedTask extends BackgroundTask {
       log: this.log as FastifyBaseLogger,
       app: surroundings.app
     }
-    return () => onFailed(read(parse(input)) as never, error, context)
+    return () => this.#restored(() => onFailed(read(parse(input)) as never, error, context), surroundings)
   }
 
   succeeded (result: unknown): void {
@@ -226,9 +229,17 @@ export class DefinedTask extends BackgroundTask {
     }
     const payload = this.#read()
     const context = new AttemptContext(this, this.log as FastifyBaseLogger, app)
-    if (handler !== undefined) return handler(payload as never, context)
     // An app whose tasks have files has threads, unless it only stores them, and then nothing is run here.
-    return runInThread(threads as ThreadPool, name, file as string, payload, context)
+    return this.#restored(() => handler === undefined
+      ? runInThread(threads as ThreadPool, name, file as string, payload, context)
+      : handler(payload as never, context))
+  }
+
+  /** Makes a call of the user's code with the captured value of the request restored. */
+  #restored (call: () => unknown, surroundings = this.#surroundings): unknown {
+    const { context: text } = this.envelope
+    const context = surroundings?.context
+    return text === undefined || context === undefined ? call() : context.around(text, call)
   }
 
   /** @throws FST_BGT_INVALID_PAYLOAD if the schema refuses what an engine found */

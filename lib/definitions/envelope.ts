@@ -11,6 +11,8 @@ export interface Envelope {
   readonly enqueuedAt: number
   readonly headers: Record<string, string>
   readonly requestId: string | undefined
+  /** What the option `context` has captured, as JSON. */
+  readonly context: string | undefined
   readonly delivery?: { readonly attempt: number, readonly settle: (verdict: Verdict) => void }
 }
 
@@ -24,8 +26,9 @@ export class StoredJob implements Job {
   readonly enqueuedAt: number
   readonly headers: Readonly<Record<string, string>>
   readonly requestId: string | undefined
+  readonly context: string | undefined
 
-  constructor ({ id, key, enqueuedAt, headers, requestId }: Envelope, task: string, text: string, delayMs: number) {
+  constructor ({ id, key, enqueuedAt, headers, requestId, context }: Envelope, task: string, text: string, delayMs: number) {
     this.id = id
     this.task = task
     this.text = text
@@ -34,6 +37,7 @@ export class StoredJob implements Job {
     this.enqueuedAt = enqueuedAt
     this.headers = headers
     this.requestId = requestId
+    this.context = context
   }
 
   get payload (): Json {

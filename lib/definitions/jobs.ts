@@ -10,9 +10,10 @@ import { enqueueChannel, publish } from '../tasks/diagnostics.js'
 import type { Delivery, JobRecord, TaskEngine, Verdict } from '../engines/engine.js'
 import { requestIdOf } from '../engines/stored-task.js'
 import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from '../errors.js'
+import { attempt } from '../foreign.js'
 import { History } from './history.js'
 import { toJson } from './payload.js'
-import type { ThreadPool } from './thread.js'
+import { isCaptured } from './travelling-context.js'
 import { check, DELAY, NAME, type Rules } from '../rules.js'
 
 /** Options of a task of a definition. */
@@ -42,11 +43,13 @@ export class Jobs {
   readonly #placement: Placement
   /** The surroundings of jobs that no request of this process has added. */
   readonly #outside: TaskSurroundings
+  /** Whether the log has it that a context cannot be restored. */
+  #hasWarned = false
 
-  constructor (app: FastifyInstance, definitions: Definitions, placement: Placement, threads: ThreadPool | undefined) {
+  constructor (app: FastifyInstance, definitions: Definitions, placement: Placement, { threads, context }: Pick<TaskSurroundings, 'threads' | 'context'>) {
     this.#definitions = definitions
     this.#placement = placement
-    this.#outside = { app, log: app.log, requestIdLabel: requestIdLabelOf(app), history: this.history, threads }
+    this.#outside = { app, log: app.log, requestIdLabel: requestIdLabelOf(app), history: this.history, threads, context }
   }
 
   /**
@@ -72,7 +75,8 @@ export class Jobs {
       enqueuedAt: Date.now(),
       headers: traceHeadersOf(request),
       // An app's `genReqId` may count.
-      requestId: requestIdOf(request?.id)
+      requestId: requestIdOf(request?.id),
+      context: request === undefined ? undefined : this.#outside.context?.capture(definition.name, request)
     }
     const surroundings = request === undefined ? this.#outside : { ...this.#outside, log: request.log }
     const task = this.#task(compiled, envelope, { text }, surroundings, options)
@@ -85,7 +89,8 @@ export class Jobs {
     const compiled = this.#definitions.named(delivery.task)
     if (compiled === undefined) return undefined
     const { id, attempt, enqueuedAt = Date.now(), headers, requestId, payload: found } = delivery
-    const envelope: Envelope = { id, key: undefined, delayMs: 0, enqueuedAt, headers: { ...headers }, requestId, delivery: { attempt, settle } }
+    const context = this.#contextOf(delivery)
+    const envelope: Envelope = { id, key: undefined, delayMs: 0, enqueuedAt, headers: { ...headers }, requestId, context, delivery: { attempt, settle } }
     return this.#task(compiled, envelope, { found }, this.#outside, undefined)
   }
 
@@ -102,6 +107,16 @@ export class Jobs {
     this.#definitions.require(definition)
     const task = this.history.find(id)
     return task?.name === definition.name ? task.toRecord() : undefined
+  }
+
+  /** The captured value of a delivery, if this app can restore it. */
+  #contextOf ({ task, context }: Delivery): string | undefined {
+    if (context === undefined || !isCaptured(context)) return undefined
+    const { log } = this.#outside
+    if (this.#outside.context !== undefined) return context
+    if (!this.#hasWarned) attempt(() => { log.warn(`background task "${task}" has a context, and this app has no option "context": it runs without`) })
+    this.#hasWarned = true
+    return undefined
   }
 
   #task (compiled: CompiledDefinition, envelope: Envelope, input: JobInput, surroundings: TaskSurroundings, options: AddedOptions | undefined): DefinedTask {

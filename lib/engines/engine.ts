@@ -41,6 +41,8 @@ export interface Job {
   readonly headers: Readonly<Record<string, string>>
   /** The id of the request that added the task. */
   readonly requestId: string | undefined
+  /** The value that the option `context` has captured, as JSON of at most 4,096 bytes. It is stored as this text. */
+  readonly context?: string | undefined
 }
 
 /** The engine's confirmation that a job is stored. */
@@ -70,6 +72,8 @@ export interface Delivery {
   readonly headers: Readonly<Record<string, string>>
   /** The id of the request that added the task. Undefined if there is none. */
   readonly requestId: string | undefined
+  /** The `context` of the job. Undefined if there is none. */
+  readonly context?: string | undefined
 }
 
 /** An error as it is stored. */

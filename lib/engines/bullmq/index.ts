@@ -126,6 +126,7 @@ class BullMqEngine implements TaskEngine {
     const [connections, events] = [this.#connections as Connections, this.#events as EngineEvents]
     const consumer = connections.open({ rejectsEarly: false })
     for (const { spec } of this.#tasks.values()) {
+      if (spec.concurrency === 0) continue
       this.#workers.push(connections.forTask(spec.name, () => new TaskWorker({
         task: spec,
         connection: consumer,

@@ -140,7 +140,7 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   async consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void> {
     const server = this.#running()
     await server.openForWorker()
-    const worker = new PgBossWorker(server, this.#tasks, run)
+    const worker = new PgBossWorker(server, this.#tasks.filter(({ concurrency }) => concurrency > 0), run)
     this.#worker = worker
     await worker.start()
   }

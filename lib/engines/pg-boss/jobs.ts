@@ -53,8 +53,8 @@ function toData (job: Job): Data {
 /** The stored form of a task in the data of a job, whoever wrote it. */
 function fromData (data: unknown): unknown {
   if (!isObject(data) || !Object.hasOwn(data, MARK)) return data
-  const { [MARK]: mark, payload, headers, requestId, enqueuedAt } = data
-  if (typeof mark !== 'string') return payload === undefined ? data : { payload: inKeyOrder(payload, mark), headers, requestId, enqueuedAt }
+  const { [MARK]: mark, payload, headers, requestId, context, enqueuedAt } = data
+  if (typeof mark !== 'string') return payload === undefined ? data : { payload: inKeyOrder(payload, mark), headers, requestId, context, enqueuedAt }
   const stored = parse(mark)
   if (!isObject(stored)) return data
   stored['enqueuedAt'] = enqueuedAt

@@ -32,6 +32,7 @@ export function fitted<T extends Readonly<Record<string, unknown>>> (headers: T,
     Reflect.deleteProperty(kept, name)
     leftOut(name)
   }
+  if (total > room) throw new RangeError('the context of the request does not fit in a frame of the server')
   return kept
 }
 

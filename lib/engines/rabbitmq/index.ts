@@ -87,7 +87,7 @@ class RabbitMqEngine implements TaskEngine {
 
   async consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void> {
     const [queues, publisher] = [this.#queues, this.#publisher]
-    this.#consumers = this.#tasks.map(spec => new RabbitMqConsumer({ spec, queues, publisher, run, onError: this.#report }))
+    this.#consumers = this.#tasks.filter(({ concurrency }) => concurrency > 0).map(spec => new RabbitMqConsumer({ spec, queues, publisher, run, onError: this.#report }))
     this.#consuming = this.#connection('consumer', async model => {
       model.once('close', () => { for (const consumer of this.#consumers) consumer.detach() })
       for (const consumer of this.#consumers) consumer.attach(model)

@@ -2,7 +2,7 @@
 import { randomUUID } from 'node:crypto'
 import type { Message, Options } from 'amqplib'
 import type { Delivery, Job, JobError } from '../engine.js'
-import { headersOf, isObject, requestIdOf, timeOf } from '../stored-task.js'
+import { headersOf, isObject, requestIdOf, textOf, timeOf } from '../stored-task.js'
 
 /** The headers of this engine. All other headers belong to the task, trace context among them. */
 const HEADER = {
@@ -11,7 +11,9 @@ const HEADER = {
   /** Milliseconds that the task still has to wait when it comes to its queue. No two clocks are compared. */
   wait: 'fbt-wait',
   /** What version 0.1 stored in place of the wait: a time of the clock of the process that stored the job, in milliseconds since the epoch. */
-  due: 'fbt-due'
+  due: 'fbt-due',
+  /** What the option `context` has captured, as JSON. */
+  context: 'fbt-context'
 } as const
 
 /** Headers that the server adds, or takes for an order to deliver a copy elsewhere. */
@@ -27,7 +29,7 @@ export function toContent ({ text }: Job): Buffer {
 }
 
 /** @param waitMs the wait that is left when the message comes to its queue, 0 if there is none */
-export function toProperties ({ id, task, headers, requestId: givenId, enqueuedAt }: Job, waitMs: number): Options.Publish {
+export function toProperties ({ id, task, headers, requestId: givenId, enqueuedAt, context }: Job, waitMs: number): Options.Publish {
   const requestId = requestIdOf(givenId)
   return {
     mandatory: true,
@@ -39,8 +41,15 @@ export function toProperties ({ id, task, headers, requestId: givenId, enqueuedA
     type: task,
     timestamp: Math.floor(enqueuedAt / 1000),
     // amqplib makes a prototype of the headers that it is given, which is slow in V8, so no headers are better than an empty object.
-    headers: waitMs > 0 ? { ...headers, [HEADER.wait]: waitMs } : Object.keys(headers).length === 0 ? undefined : headers
+    headers: waitMs > 0 || context !== undefined ? withOwn(headers, waitMs, context) : Object.keys(headers).length === 0 ? undefined : headers
   } as Options.Publish
+}
+
+function withOwn (headers: Job['headers'], waitMs: number, context: string | undefined): Record<string, unknown> {
+  const all: Record<string, unknown> = { ...headers }
+  if (waitMs > 0) all[HEADER.wait] = waitMs
+  if (context !== undefined) all[HEADER.context] = context
+  return all
 }
 
 /**
@@ -60,7 +69,8 @@ export function toDelivery (task: string, queue: string, { content, properties, 
     attempt: before + (fields.redelivered ? deliveriesOf(headers) ?? 1 : 0) + 1,
     enqueuedAt: typeof timestamp === 'number' ? timeOf(timestamp * 1000) : undefined,
     headers: headersOf(headers, isReserved),
-    requestId: requestIdOf(correlationId)
+    requestId: requestIdOf(correlationId),
+    context: textOf(headers[HEADER.context])
   }
 }
 
@@ -105,7 +115,7 @@ function propertiesOf (properties: Message['properties']): Options.Publish {
 
 /** The headers that a copy takes over: not those of the server, and not those that tell of the attempt before. */
 function headersToKeep (properties: Message['properties']): Record<string, unknown> {
-  const own = new Set<string>(Object.values(HEADER))
+  const own = new Set<string>([HEADER.attempts, HEADER.wait, HEADER.due])
   return Object.fromEntries(Object.entries(allHeadersOf(properties)).filter(([name]) => !own.has(name) && !/^fbt-(?:failed|error)-/.test(name) && !SERVER_HEADERS.test(name)))
 }
 

@@ -1,0 +1,125 @@
+/** The option `context`: a value of the request is there around each attempt of its tasks, in whatever process they run. */
+import { AsyncLocalStorage } from 'node:async_hooks'
+import { setTimeout as sleep } from 'node:timers/promises'
+import t from 'tap'
+import { defineTask, type FastifyBackgroundTasksOptions, type TaskContextOptions } from '../lib/index.js'
+import { recordTasks } from '../lib/testing.js'
+import { start } from './support/app.js'
+import { StubEngine } from './support/stub-engine.js'
+
+interface Tenant { id: string }
+const tenants = new AsyncLocalStorage<Tenant>()
+const context: TaskContextOptions = {
+  capture: request => request.headers['x-tenant'] === undefined ? undefined : { id: request.headers['x-tenant'] },
+  restore: (value: Tenant, run) => tenants.run(value, run)
+}
+const found: Array<string | [what: string, tenant: unknown]> = []
+const note = defineTask({
+  name: 'note',
+  retry: { attempts: 2, backoff: { delay: 1 } },
+  async handler (what: string) {
+    await sleep(1)
+    found.push([what, tenants.getStore()])
+    if (what === 'fails') throw new Error('no')
+    return what
+  },
+  onFailed (what) { found.push([`onFailed ${what}`, tenants.getStore()]) }
+})
+t.beforeEach(() => { found.length = 0 })
+
+t.test('the value is there in each attempt and in onFailed, and the payload and the log have none of it', async t => {
+  const { app, logs } = await start(t, { tasks: [note], context })
+  app.get<{ Params: { what: string } }>('/:what', async request => {
+    const { id } = request.backgroundTasks.addTask(note, request.params.what)
+    await app.backgroundTasks.enqueue(note, 'enqueued')
+    return { id }
+  })
+  const { id } = (await app.inject({ url: '/fails', headers: { 'x-tenant': 'secret' } })).json<{ id: string }>()
+  await app.inject('/without')
+  await app.backgroundTasks.idle()
+  const tenant = { id: 'secret' }
+  t.strictSame(found.filter(([what]) => what !== 'enqueued'), [['fails', tenant], ['without', undefined], ['fails', tenant], ['onFailed fails', tenant]])
+  t.strictSame(found.filter(([what]) => what === 'enqueued'), Array(2).fill(['enqueued', undefined]), 'enqueue captures nothing')
+  t.notMatch(JSON.stringify([logs, await app.backgroundTasks.get(note, id)]), 'secret')
+})
+
+t.test('it is stored beside the payload, and restored where an engine delivers the job; a job without one runs without', async t => {
+  const engine = new StubEngine()
+  const { app } = await start(t, { tasks: [note], context, engine })
+  app.get('/', async request => { request.backgroundTasks.addTask(note, 'stored') })
+  await app.inject({ url: '/', headers: { 'x-tenant': 'a' } })
+  const job = engine.stored.flat()[0]
+  t.match(job, { payload: 'stored', context: '{"id":"a"}' })
+  t.strictSame(await engine.deliver({ task: 'note', payload: 'delivered', context: job?.context }), { kind: 'done', result: 'delivered' })
+  for (const odd of [undefined, 'no JSON', `"${'x'.repeat(5_000)}"`]) await engine.deliver({ task: 'note', payload: 'odd', context: odd })
+  t.strictSame(found, [['delivered', { id: 'a' }], ...Array(3).fill(['odd', undefined])])
+  const other = new StubEngine()
+  const without = await start(t, { tasks: [note], engine: other })
+  await without.app.ready()
+  for (let i = 0; i < 2; i++) await other.deliver({ task: 'note', payload: 'no option', context: '{"id":"a"}' })
+  t.match(without.logs.filter(({ level }) => level === 40), [{ msg: 'background task "note" has a context, and this app has no option "context": it runs without' }], 'one warning')
+  t.strictSame(found.slice(-2), Array(2).fill(['no option', undefined]))
+})
+
+t.test('a capture that throws, or gives what cannot be stored, fails the addTask', async t => {
+  const circular: Record<string, unknown> = {}
+  circular['self'] = circular
+  const captures: Array<[capture: () => unknown, message: RegExp]> = [
+    [() => { throw new Error('secret') }, /context cannot be captured: the option "context.capture" threw$/],
+    [async () => await Promise.reject(new Error('secret')), /context is a promise: the option "context.capture" is called synchronously$/],
+    [() => circular, /context is not JSON$/],
+    [() => 1n, /context is not JSON$/],
+    [() => () => {}, /context is the function \(anonymous\), which is not JSON$/],
+    [() => 'ü'.repeat(2_048), /context has 4098 bytes as JSON, and 4096 are accepted$/]
+  ]
+  for (const [capture, message] of captures) {
+    const { app } = await start(t, { tasks: [note], context: { ...context, capture } })
+    app.get('/', async request => { request.backgroundTasks.addTask(note, 'x') })
+    const reply = await app.inject('/')
+    t.match([reply.statusCode, reply.json()], [500, { code: 'FST_BGT_INVALID_PAYLOAD', message }])
+    t.notMatch(reply.body, 'secret')
+  }
+  t.strictSame(found, [])
+})
+
+t.test('a restore that throws, rejects or does not call run fails the attempt; one that calls twice makes one', async t => {
+  const restores: Array<[restore: TaskContextOptions['restore'], kind: string, message: RegExp | undefined]> = [
+    [() => { throw new Error('thrown') }, 'failed', /^thrown$/],
+    [async () => { throw new Error('rejected') }, 'failed', /^rejected$/],
+    [() => undefined, 'failed', /has to call run/],
+    [async () => {}, 'failed', /has to call run/],
+    [(_value, run) => { void run(); return run() }, 'done', undefined],
+    [async (_value, run) => { await sleep(1); void run() }, 'done', undefined],
+    [(_value, run) => { void run() }, 'done', undefined]
+  ]
+  const once = defineTask({ name: 'once', retry: { attempts: 1 }, async handler () { await sleep(1); found.push('ran'); return 'result' }, onFailed () { found.push('onFailed') } })
+  for (const [restore, kind, message] of restores) {
+    found.length = 0
+    const engine = new StubEngine()
+    const { app, logs } = await start(t, { tasks: [once], context: { ...context, restore }, engine })
+    await app.ready()
+    const verdict = await engine.deliver({ task: 'once', context: '1' })
+    t.match(verdict, { kind, ...message === undefined ? { result: 'result' } : { error: { message } } })
+    t.strictSame(found, kind === 'done' ? ['ran'] : [])
+    t.equal(logs.filter(({ msg }) => msg === 'onFailed of a background task failed').length, kind === 'done' ? 0 : 1)
+  }
+})
+
+t.test('the option needs both functions, and a recording runs tasks with the value', async t => {
+  const refused: Array<[context: unknown, message: RegExp]> = [
+    [7, /"context" of register accepts \{ capture, restore \}; received 7$/],
+    [{ capture () {} }, /accepts \{ capture, restore \}; "restore" is missing$/],
+    [{ restore () {} }, /"capture" is missing$/],
+    [{ ...context, store () {} }, /context has no option "store"/],
+    [{ ...context, capture: 1 }, /"capture" of context accepts a function/]
+  ]
+  for (const [odd, message] of refused) {
+    await t.rejects(start(t, { tasks: [note], context: odd } as FastifyBackgroundTasksOptions), { code: 'FST_BGT_INVALID_OPTION', message })
+  }
+  const { app } = await start(t, { tasks: [note], context })
+  const tasks = recordTasks(app)
+  app.get('/', async request => { request.backgroundTasks.addTask(note, 'recorded') })
+  await app.inject({ url: '/', headers: { 'x-tenant': 'a' } })
+  await tasks.run()
+  t.strictSame(found, [['recorded', { id: 'a' }]])
+})
