@@ -382,7 +382,7 @@ t.test('a wrong definition is refused when it is made, a wrong list of them at r
   const handler = (): void => {}
   const refused: Array<[options: object, message: RegExp]> = [
     [{ handler }, /needs the option "name"/],
-    [{ name: 'a' }, /needs the option "handler"/],
+    [{ name: 'a' }, /needs the option either "handler" or "file"/],
     [{ name: 'a:b', handler }, /"name" of defineTask accepts letters, digits, "-", "_" and "."; received 'a:b'/],
     [{ name: 'a', handler: 1 }, /"handler" of defineTask accepts a function/],
     [{ name: 'a', handler, timeout: 0 }, /"timeout"/],

@@ -60,7 +60,7 @@ t.test('the tarball holds the build, the license and the documentation, and noth
   const pages = readPages(root, { generated: true }).map(page => page.path).filter(path => path !== 'README.md')
   t.same(files.filter(path => path.startsWith('docs/')).sort(), pages.sort(), 'the pages of the documentation')
   const built = files.filter(path => path.startsWith('dist/') && path !== 'dist/package.json')
-  t.same(built.filter(path => !/^dist\/([\w-]+\/)*[\w-]+\.(js|d\.ts)$/.test(path)), [], 'no sources, maps or tests')
+  t.same(built.filter(path => !/^dist\/([\w-]+\/)*[\w-]+\.(js|d\.ts|cjs)$/.test(path)), [], 'no sources, maps or tests')
   const modules = readdirSync(join(root, 'lib'), { recursive: true, encoding: 'utf8' })
     .filter(path => path.endsWith('.ts') && !path.startsWith('commonjs'))
     .map(path => path.replaceAll('\\', '/').slice(0, -'.ts'.length))

@@ -2,12 +2,13 @@ import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import { type } from 'arktype'
 import type { FastifyInstance } from 'fastify'
+import type { Piscina } from 'piscina'
 import { describe, expect, test } from 'tstyche'
 import { Type as Type1 } from 'typebox'
 import type { TypeBoxTypeProvider as TypeBoxTypeProvider1 } from 'type-provider-typebox-6'
 import * as v from 'valibot'
 import { z } from 'zod'
-import { defineTask, type BackgroundTask, type Receipt, type TaskRecord } from '../lib/index.js'
+import { declareTask, defineTask, type BackgroundTask, type FastifyBackgroundTasksOptions, type Receipt, type TaskRecord } from '../lib/index.js'
 
 declare const app: FastifyInstance
 const tasks = app.backgroundTasks
@@ -109,4 +110,61 @@ test('a definition needs a name and a handler, and nothing unknown', () => {
   expect(defineTask).type.not.toBeCallableWith({ name: 'a' })
   expect(defineTask).type.not.toBeCallableWith({ name: 'a', handler () {}, retries: 3 })
   expect(defineTask).type.not.toBeCallableWith({ name: 'a', handler () {}, retry: { backoff: { type: 'linear' } } })
+})
+
+describe('a definition with a file', () => {
+  test('has its payload from the schema, or by hand', () => {
+    const schema = defineTask({ name: 'schema', payload: Type.Object({ path: Type.String() }), file: new URL('file:///resize.js'), onFailed (payload) { expect(payload).type.toBe<{ path: string }>() } })
+    const zod = defineTask({ name: 'zod', payload: z.object({ at: z.string().transform(text => new Date(text)) }), file: '/resize.js' })
+    const hand = defineTask<{ n: number }>({ name: 'hand', file: '/resize.js' })
+    expect(tasks.addTask).type.toBeCallableWith(schema, { path: 'a' })
+    expect(tasks.addTask).type.not.toBeCallableWith(schema, { path: 1 })
+    expect(tasks.addTask).type.toBeCallableWith(zod, { at: 'now' })
+    expect(tasks.addTask).type.not.toBeCallableWith(zod, { at: new Date() })
+    expect(tasks.addTask).type.toBeCallableWith(hand, { n: 1 })
+    expect(tasks.addTask).type.not.toBeCallableWith(hand, { n: 'a' })
+    expect(tasks.get(schema, 'id')).type.toBe<Promise<TaskRecord<unknown> | undefined>>()
+  })
+
+  test('has no handler', () => {
+    expect(defineTask).type.not.toBeCallableWith({ name: 'both', file: '/resize.js', handler () {} })
+    expect(defineTask).type.not.toBeCallableWith({ name: 'relative', file: 7 })
+  })
+})
+
+describe('a declaration', () => {
+  test('takes what its definition takes, and its handler gets the output', () => {
+    const mail = declareTask({ name: 'mail', payload: Type.Object({ to: Type.String() }), retry: { attempts: 5 } })
+    expect(tasks.addTask).type.toBeCallableWith(mail, { to: 'a' }, { key: 'k' })
+    expect(tasks.addTask).type.not.toBeCallableWith(mail, { to: 1 })
+    const handled = mail.handledBy(async (payload, { attempt }) => {
+      expect(payload).type.toBe<{ to: string }>()
+      expect(attempt).type.toBe<number>()
+      return { sent: true }
+    }, { onFailed (payload) { expect(payload).type.toBe<{ to: string }>() } })
+    expect(tasks.get(handled, 'id')).type.toBe<Promise<TaskRecord<{ sent: boolean }> | undefined>>()
+    expect(tasks.addTask).type.not.toBeCallableWith(handled, { to: 1 })
+
+    const zod = declareTask({ name: 'zod', payload: z.object({ at: z.string().transform(text => new Date(text)) }) })
+    expect(tasks.addTask).type.toBeCallableWith(zod, { at: 'now' })
+    zod.handledBy(payload => { expect(payload).type.toBe<{ at: Date }>() })
+    const new1 = declareTask.withTypeProvider<TypeBoxTypeProvider1>()({ name: 'new', payload: Type1.Object({ n: Type1.Number() }) })
+    new1.handledBy(payload => { expect(payload).type.toBe<{ n: number }>() })
+    const hand = declareTask<{ n: number }>({ name: 'hand' })
+    expect(hand.handledBy).type.toBeCallableWith(new URL('file:///a.js'))
+    expect(hand.handledBy).type.toBeCallableWith('/a.js', { onFailed () {} })
+    expect(hand.handledBy).type.not.toBeCallableWith(7)
+  })
+
+  test('has no handler', () => {
+    expect(declareTask).type.not.toBeCallableWith({ name: 'a', handler () {} })
+    // @ts-expect-error No overload matches this call
+    declareTask({ name: 'lost', payload: Type1.Object({ n: Type1.Number() }) })
+  })
+})
+
+test('the value of a context is annotated by the user, and a pool is one of piscina', () => {
+  expect<FastifyBackgroundTasksOptions>().type.toBeAssignableFrom({ context: { capture: (request: { ip: string }) => request.ip, restore: (ip: string, run: () => unknown) => { String(ip); return run() } } })
+  expect<FastifyBackgroundTasksOptions>().type.not.toBeAssignableFrom({ context: { capture: () => 1 } })
+  expect<FastifyBackgroundTasksOptions>().type.toBeAssignableFrom({ threads: {} as Piscina })
 })

@@ -5,7 +5,7 @@ import { CompactTheme } from './theme.js'
 const GROUPS = {
   'The plugin': ['index', 'options'],
   Tasks: ['tasks/background-task', 'tasks/task-options', 'tasks/task-function', 'decorators/background-tasks', 'decorators/app-background-tasks', 'exchange/outcome', 'runner/ledger', 'decorators/task-adder'],
-  Definitions: ['definitions/define-task', 'decorators/enqueue', 'definitions/jobs', 'definitions/standard-schema'],
+  Definitions: ['definitions/define-task', 'definitions/declare-task', 'definitions/thread', 'definitions/travelling-context', 'decorators/enqueue', 'definitions/jobs', 'definitions/standard-schema'],
   'Diagnostics channels': ['tasks/diagnostics'],
   Engines: ['engines/engine']
 }
@@ -46,6 +46,7 @@ export default {
   intentionallyNotDocumented: [
     ...['TaskAdder', 'BackgroundTasks', 'AppBackgroundTasks'].map(name => `fastify-background-tasks.${name}.addTask`),
     'fastify-background-tasks.TaskDefinition.retry.__type.when',
+    'fastify-background-tasks.TaskDeclaration.retry.__type.when',
     'fastify-background-tasks.EnqueueOptions.tx.__type.executeSql',
     'pg-boss.PgBossDb.listen.__type.close'
   ],

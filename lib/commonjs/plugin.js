@@ -9,4 +9,5 @@ module.exports.default = index.default
 module.exports.backgroundTasks = index.backgroundTasks
 module.exports.fastifyBackgroundTasks = index.fastifyBackgroundTasks
 module.exports.BackgroundTask = index.BackgroundTask
+module.exports.declareTask = index.declareTask
 module.exports.defineTask = index.defineTask

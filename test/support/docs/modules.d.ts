@@ -1,13 +1,5 @@
 /** Modules that the documentation imports and this repository does not install: of each as much as is used there. */
 
-declare module 'piscina' {
-  export class Piscina {
-    constructor (options: { filename: string })
-    run (task: unknown, options?: { signal?: AbortSignal }): Promise<unknown>
-    close (): Promise<void>
-  }
-}
-
 declare module '@vercel/functions' {
   export function waitUntil (promise: Promise<unknown>): void
 }
