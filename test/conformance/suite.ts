@@ -7,9 +7,10 @@ import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Type } from '@sinclair/typebox'
 import type { FastifyInstance, FastifyServerOptions } from 'fastify'
+import { Piscina } from 'piscina'
 import type { Test } from 'tap'
 import t from 'tap'
-import { defineTask, type AnyTaskDefinition, type FastifyBackgroundTasksOptions, type TaskEngine, type TaskEnqueueMessage, type TaskRecord } from '../../lib/index.js'
+import { declareTask, defineTask, type AnyTaskDefinition, type FastifyBackgroundTasksOptions, type TaskContextOptions, type TaskEngine, type TaskEnqueueMessage, type TaskRecord } from '../../lib/index.js'
 import { start, type Started } from '../support/app.js'
 
 export interface PlacementUnderTest {
@@ -264,6 +265,35 @@ export function conformance (open: (t: Test) => Promise<PlacementUnderTest | und
       await until(() => ran.length === 2)
       const headers = { traceparent: '00-1-2-01', tenant: 'a' }
       t.strictSame(ran, [['a request', headers, '7'], ['by hand', headers, '7']])
+    })
+
+    await t.test('a process that declares a task only stores it; its file runs in a thread elsewhere, and the value of a request travels', async t => {
+      const tenants = new AsyncLocalStorage<string>()
+      const context: TaskContextOptions = { capture: request => request.headers['x-tenant'], restore: (tenant: string, run) => tenants.run(tenant, run) }
+      const ran: unknown[] = []
+      const told = declareTask<string>({ name: 'told', retry: { attempts: 2, backoff: { type: 'fixed', delay: 20 } } })
+      const file = declareTask<{ do?: string }>({ name: 'file' })
+      const tasks = [
+        told.handledBy((what, { attempt }) => {
+          ran.push([what, attempt, tenants.getStore()])
+          throw new Error('no')
+        }, { onFailed (what) { ran.push([what, 'failed', tenants.getStore()]) } }),
+        file.handledBy(new URL('../support/threads/work.js', import.meta.url))
+      ]
+      const pool = new Piscina({ maxThreads: 1 })
+      t.teardown(() => pool.destroy())
+      const add = (app: FastifyInstance): unknown => app.get('/', async request => [request.backgroundTasks.addTask(told, 'a "ü\u0000"').id, request.backgroundTasks.addTask(file, {}).id])
+      const web = engine === undefined ? undefined : await onPlace(t, [told, file], { context, worker: { concurrency: 3 } }, add)
+      const worker = await onPlace(t, tasks, { context, threads: pool }, web === undefined ? add : undefined)
+      const tenant = 'ü \ud83d "\u0001'
+      const reply = await (web ?? worker).app.inject({ url: '/', headers: { 'x-tenant': tenant } })
+      await until(() => ran.length === 3)
+      t.strictSame(ran, [1, 2, 'failed'].map(attempt => ['a "ü\u0000"', attempt, tenant]))
+      const [, id = ''] = reply.json<string[]>()
+      await untilState(worker.app, file, id, 'succeeded')
+      if (supports.get) t.match(await read((web ?? worker).app, file, id), { result: { context: { id, attempt: 1 } } }, 'the process that only stores reads the record')
+      else await until(() => pool.completed === 1)
+      if (web !== undefined) t.match(web.app.backgroundTasks.stats, { enqueued: 2, succeeded: 0, failed: 0 })
     })
 
     await t.test('a job that was stored sees nothing of the request that stored it, though it runs in the same process', async t => {
