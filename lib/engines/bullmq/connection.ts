@@ -116,6 +116,8 @@ export class Connections {
     return {
       connectTimeout: CONNECT_MS,
       disconnectTimeout: GOODBYE_MS,
+      // ioredis would wait for a sentinel that does not answer, and never ask the next one.
+      sentinelCommandTimeout: CONNECT_MS,
       ...options,
       ...own,
       // BullMQ reads replies in the shape that they had up to Redis 6.
