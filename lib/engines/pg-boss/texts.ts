@@ -14,7 +14,7 @@ const EXPIRE_SECONDS = 1_000_000_000
  * Milliseconds that a statement waits for a lock that another transaction holds. An insert without keys waits longer: it meets only locks that
  * each insert meets, such as the one under which all transactions of a server commit that notify somebody.
  */
-export const LOCK_MS = { settlement: 200, keys: 200, oneKey: 500, noKey: 2_000 }
+export const LOCK_MS = { settlement: 200, keys: 200, oneKey: 300, noKey: 2_000 }
 
 /**
  * A parameter, as an expression that also limits how long the statement waits for locks: for those of rows, and of keys that another
