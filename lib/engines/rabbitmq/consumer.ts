@@ -86,7 +86,6 @@ export class RabbitMqConsumer {
   renew (): void {
     this.quietTicks = 0
     void this.#retire()
-    void this.#fill()
   }
 
   /** Takes no further jobs. Jobs that are on their way are returned to their queue. */
@@ -104,7 +103,7 @@ export class RabbitMqConsumer {
   /** What a lost channel had is not counted: those jobs come again, and need a seat for that. */
   get #freeSeats (): number {
     let free = this.#options.spec.concurrency - (this.#current?.seats ?? 0)
-    for (const { jobs } of this.#former) free -= jobs.size
+    for (const { taken } of this.#former) free -= taken
     return free
   }
 
@@ -114,6 +113,8 @@ export class RabbitMqConsumer {
     if (intake === undefined) return
     this.#former.add(intake)
     await intake.leave()
+    // No more jobs come on that channel, so the seats that it has not used are free.
+    void this.#fill()
   }
 
   /** Subscribes for all seats that are free. */
@@ -130,7 +131,8 @@ export class RabbitMqConsumer {
           continue
         }
         this.#current = intake
-        await intake.subscribe(this.#freeSeats)
+        // Jobs may have come on a former channel meanwhile. To the server a limit of 0 is none.
+        if (this.#freeSeats > 0) await intake.subscribe(this.#freeSeats)
       } catch (error) {
         void this.#retire()
         // A lost connection is reported elsewhere.
@@ -189,10 +191,10 @@ export class RabbitMqConsumer {
     else void this.#options.run(delivery).then(verdict => this.#settle(job, verdict))
   }
 
-  /** The job that runs here and came in the same message. Other messages may have the same id, because other programs choose their own. */
-  #lostJobOf ({ properties: { messageId }, content }: ConsumeMessage): TakenJob | undefined {
+  /** The job that runs here and came in the same message. Other messages may have the same id, or none, because other programs choose their own. */
+  #lostJobOf ({ properties, content }: ConsumeMessage): TakenJob | undefined {
     for (const job of this.#lost) {
-      if (job.delivery.id === messageId && job.message.content.equals(content)) return job
+      if (job.message.properties.messageId === properties.messageId && job.message.content.equals(content)) return job
     }
     return undefined
   }
@@ -236,7 +238,7 @@ export class RabbitMqConsumer {
       case 'failed': {
         const keepMs = Math.min(Math.ceil(spec.keep.failed * 1000), 2 ** 32 - 1)
         if (keepMs === 0) return
-        const properties = failedCopyOf(message, { id, attempt, error: verdict.error, keepMs, room: publisher.room })
+        const properties = failedCopyOf(message, { id, attempt: Math.min(attempt, spec.attempts), error: verdict.error, keepMs, room: publisher.room })
         await publisher.publish(queues.addressOf(queues.deadQueueOf(spec.name)), message.content, properties)
       }
     }
