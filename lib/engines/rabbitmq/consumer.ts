@@ -44,6 +44,8 @@ export class RabbitMqConsumer {
   readonly #lost = new Set<TakenJob>()
   #running = 0
   #tick = 0
+  /** How often the queue had been declared again at the last subscription. */
+  #renewals = 0
   #isPaused = false
   #isFilling = false
   #onIdle: (() => void) | undefined
@@ -79,7 +81,10 @@ export class RabbitMqConsumer {
     this.#tick++
     this.quietTicks++
     const [oldest] = this.#current?.jobs ?? []
-    if (oldest !== undefined && this.#tick - oldest.tick >= LONG_TICKS) this.renew()
+    const isLong = oldest !== undefined && this.#tick - oldest.tick >= LONG_TICKS
+    // The publisher has found that the queue was deleted, and has declared it again. RabbitMQ 3.10 may not tell the consumer.
+    const isOutdated = this.#current !== undefined && this.#renewals !== this.#address.flow.renewals
+    if (isLong || isOutdated) this.renew()
   }
 
   /** Takes jobs on a new channel from now on. */
@@ -125,6 +130,7 @@ export class RabbitMqConsumer {
       const model = this.#model
       try {
         await this.#options.queues.declare(model, this.#queue)
+        if (this.#current === undefined) this.#renewals = this.#address.flow.renewals
         const intake = this.#current ?? await Intake.open(model, this.#queue, this.#events)
         if (this.#isPaused || this.#model !== model) {
           void intake.close()
