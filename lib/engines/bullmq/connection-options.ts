@@ -10,10 +10,10 @@ const REDIS_TAKEN = [
   'enableReadyCheck', 'maxLoadingRetryTime', 'reconnectOnError', 'showFriendlyErrorStack', 'enableAutoPipelining', 'autoPipeliningIgnoredCommands',
   'scripts', 'himportFieldsets',
   'name', 'role', 'sentinels', 'sentinelUsername', 'sentinelPassword', 'sentinelRetryStrategy', 'sentinelReconnectStrategy', 'sentinelCommandTimeout',
-  'sentinelMaxConnections', 'sentinelTLS', 'enableTLSForSentinelMode', 'preferredSlaves', 'natMap', 'updateSentinels', 'failoverDetector'
+  'sentinelMaxConnections', 'sentinelTLS', 'enableTLSForSentinelMode', 'preferredSlaves', 'natMap', 'updateSentinels'
 ] as const satisfies ReadonlyArray<keyof RedisOptions>
 const REDIS_SET = [
-  'retryStrategy', 'maxRetriesPerRequest', 'enableOfflineQueue', 'lazyConnect', 'socketTimeout', 'replyMapping', 'autoResendUnfulfilledCommands', 'stringNumbers'
+  'retryStrategy', 'maxRetriesPerRequest', 'enableOfflineQueue', 'lazyConnect', 'socketTimeout', 'replyMapping', 'autoResendUnfulfilledCommands', 'stringNumbers', 'failoverDetector'
 ] as const satisfies ReadonlyArray<keyof RedisOptions>
 const REDIS_UNUSED = ['autoResubscribe', 'readOnly', 'monitor', 'offlineQueue', 'commandQueue'] as const satisfies ReadonlyArray<keyof RedisOptions>
 

@@ -56,8 +56,11 @@ export class Connections {
     }
     // The consumer goes on when its first attempt to connect fails.
     const connecting = { enableOfflineQueue: !rejectsEarly, lazyConnect: rejectsEarly }
-    const client = isCluster ? this.#openCluster(this.#place, own, connecting) : this.#openSingle(this.#place, { ...own, ...connecting })
+    // One connection hears from the sentinels of a new primary, and the others follow it: each of them has several connections to the sentinels.
+    const watches = !isCluster && this.#place.options.sentinels !== undefined && rejectsEarly
+    const client = isCluster ? this.#openCluster(this.#place, own, connecting) : this.#openSingle(this.#place, { ...own, ...connecting, failoverDetector: watches })
     this.#adopt(client, () => this.#isClosed)
+    if (watches) client.on('close', () => { this.#reconnectAll() })
     const duplicate = client.duplicate.bind(client) as (...args: unknown[]) => Client
     // BullMQ makes a second connection for each worker, on which it waits for jobs.
     Object.assign(client, { duplicate: (...args: unknown[]) => this.#openWaiting(client, duplicate, args) })
@@ -176,9 +179,11 @@ export class Connections {
     this.#replacedAt = now
     attempt(() => { this.#onRefusal(error) })
     // The command that was refused gets its error first.
-    setImmediate(() => {
-      for (const client of this.#all) if (client.status === 'ready') client.disconnect(true)
-    })
+    setImmediate(() => { this.#reconnectAll() })
+  }
+
+  #reconnectAll (): void {
+    for (const client of this.#all) if (client.status === 'ready') client.disconnect(true)
   }
 
   /** ioredis tries again without end, and soon, because a job that cannot be stored is a 503. */
