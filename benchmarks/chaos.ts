@@ -1,6 +1,6 @@
 /**
  * What happens to jobs on PostgreSQL when its server is in trouble (`npm run chaos`): pg-boss by hand, and the plugin, each on a server that
- * this program starts and removes. Every job that was accepted has to run. It takes five minutes.
+ * this program starts and removes. Every job that was accepted has to run. It takes four minutes.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify from 'fastify'

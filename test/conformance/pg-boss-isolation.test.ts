@@ -193,11 +193,16 @@ t.test('a waiting job that another transaction holds is not asked for again and 
   await until(() => starts === 1)
 })
 
-t.test('a user\'s executor whose listen never answers, or answers anything, holds up neither start nor signs of life', async t => {
+t.test('a user\'s executor whose listen fails, then never answers, or answers anything, holds up no sign of life', async t => {
   const postgres = await openPostgres(t)
   if (postgres === undefined) return
   const { pool, schema } = postgres
-  for (const listen of [() => new Promise<never>(() => {}), async () => 7 as unknown as { close: () => Promise<void> }]) {
+  let calls = 0
+  const hanging = async (): Promise<never> => {
+    if (calls++ === 0) throw new Error('not now')
+    return await new Promise<never>(() => {})
+  }
+  for (const listen of [hanging, async () => 7 as unknown as { close: () => Promise<void> }]) {
     const end = deferred()
     let starts = 0
     const work = defineTask({
