@@ -57,17 +57,29 @@ export function inKeyOrder (value: unknown, order: unknown): unknown {
   return Array.isArray(order) ? readOr(value, () => arranged(value, order)) : value
 }
 
+// Each delivery comes this way, so objects are filled key by key: entries and sets took ten times as long.
 function arranged (value: unknown, order: readonly unknown[]): unknown {
-  const left = order.values()
+  let next = 0
   const arrange = (value: unknown): unknown => {
+    if (typeof value !== 'object' || value === null) return value
     if (Array.isArray(value)) return value.map(arrange)
-    if (!isObject(value)) return value
-    const keys = Object.keys(value)
-    const first: unknown = keys.length > 1 ? left.next().value : undefined
-    const known = Array.isArray(first) ? first.filter(key => typeof key === 'string' && Object.hasOwn(value, key)) as string[] : []
-    return Object.fromEntries(Array.from(new Set([...known, ...keys]), key => [key, arrange(value[key])]))
+    const from = value as Record<string, unknown>
+    const keys = Object.keys(from)
+    const known: unknown = keys.length > 1 ? order[next++] : undefined
+    const into: Record<string, unknown> = {}
+    if (Array.isArray(known)) {
+      for (const key of known as unknown[]) if (typeof key === 'string' && Object.hasOwn(from, key)) set(into, key, arrange(from[key]))
+    }
+    for (const key of keys) if (!Object.hasOwn(into, key)) set(into, key, arrange(from[key]))
+    return into
   }
   return arrange(value)
+}
+
+/** Sets a property, also one of the name `__proto__`. */
+function set (object: Record<string, unknown>, key: string, value: unknown): void {
+  if (key === '__proto__') Object.defineProperty(object, key, { value, writable: true, enumerable: true, configurable: true })
+  else object[key] = value
 }
 
 /** A result as it is stored. */
