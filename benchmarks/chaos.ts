@@ -1,6 +1,6 @@
 /**
  * What happens to jobs on PostgreSQL when its server is in trouble (`npm run chaos`): pg-boss by hand, and the plugin, each on a server that
- * this program starts and removes. Every job that was accepted has to run.
+ * this program starts and removes. Every job that was accepted has to run. It takes four minutes.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import Fastify from 'fastify'
@@ -12,7 +12,8 @@ import { postgresServer, type TestServer } from '../test/support/servers.js'
 import { printHeading, printRow } from './report.js'
 
 const CLIENTS = 20
-const JOBS = 100_000
+/** By hand, 100,000 take longer than all else here. */
+const JOBS = 20_000
 
 /** One way to store and to run jobs. */
 interface Side {
@@ -46,19 +47,25 @@ class Run {
   readonly accepted = new Set<number>()
   readonly starts = new Map<number, number>()
   refused = 0
+  /** What was accepted and has not started. */
+  readonly #waiting = new Set<number>()
   #next = 0
   #acceptedAt = 0
   #isOver = false
   #clients: Promise<unknown> | undefined
   side!: Side
 
-  readonly ran = (n: number): void => { this.starts.set(n, (this.starts.get(n) ?? 0) + 1) }
+  readonly ran = (n: number): void => {
+    this.starts.set(n, (this.starts.get(n) ?? 0) + 1)
+    this.#waiting.delete(n)
+  }
 
   async store (): Promise<void> {
     const n = this.#next++
     try {
       await this.side.store(n)
       this.accepted.add(n)
+      if (!this.starts.has(n)) this.#waiting.add(n)
       this.#acceptedAt = performance.now()
     } catch {
       this.refused++
@@ -95,9 +102,7 @@ class Run {
   }
 
   get lost (): number {
-    let lost = 0
-    for (const n of this.accepted) if (!this.starts.has(n)) lost++
-    return lost
+    return this.#waiting.size
   }
 
   get doubled (): number {

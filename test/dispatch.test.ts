@@ -430,7 +430,7 @@ t.test('a shutdown leaves no promise behind, whatever the engine does', async t 
   await app.close()
   await refused
   t.ok(Date.now() - from < 5_000, 'an engine that is still being started does not hold it up')
-  t.strictSame(engine.calls, ['start'])
+  t.strictSame(engine.calls, ['start', 'stop'], 'and is told to let go')
 })
 
 t.test('an engine that comes up during the drain is given nothing to run', async t => {

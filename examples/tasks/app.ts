@@ -4,7 +4,8 @@ import { Type } from '@sinclair/typebox'
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import backgroundTasks, { type FastifyBackgroundTasksOptions } from 'fastify-background-tasks'
-import { makeReport } from './reports.js'
+import { makeReport as declaration } from './declarations.js'
+import type definition from './reports.js'
 
 const TaskRecord = Type.Object({
   id: Type.String({ format: 'uuid' }),
@@ -32,6 +33,10 @@ export async function buildApp (placement: Placement, logger: FastifyServerOptio
   const app = Fastify({ logger }).withTypeProvider<TypeBoxTypeProvider>()
   await app.register(swagger, { openapi: { info: { title: 'Reports', version: '1.0.0' } } })
   await app.register(swaggerUi, { routePrefix: '/docs' })
+  // A web process beside separate workers does not load what they need.
+  const onlyStores = placement.engine !== undefined && placement.worker === false
+  // They are the same task. The type of the result is that of the definition, and the import of a type loads nothing.
+  const makeReport = (onlyStores ? declaration : (await import('./reports.js')).default) as typeof definition
   await app.register(backgroundTasks, { tasks: [makeReport], ...placement })
 
   app.post('/reports', {

@@ -133,7 +133,10 @@ export class EngineLink {
     if (this.#starting === undefined) return
     this.#isReady()
     this.#wakeUp?.()
-    const stopped = Promise.resolve(this.#starting).then(() => this.#quietly('stop', () => this.engine.stop({ drainMs: STOP_MS })))
+    const stop = (): Promise<void> => this.#quietly('stop', () => this.engine.stop({ drainMs: STOP_MS }))
+    // A start may hang for as long as its server does not answer.
+    if (!this.#isConnected) void stop()
+    const stopped = Promise.resolve(this.#starting).then(stop)
     await within(1.5 * STOP_MS, stopped, () => undefined)
     // Whoever still waits for the engine waits in vain.
     this.#deadlines.expireAll()

@@ -188,7 +188,8 @@ export interface TaskEngine<Tx = never> {
 
   /**
    * Waits until all running jobs have their verdict and the server knows it, `drainMs` milliseconds at most. Then it closes every
-   * connection. Resolves also when the engine was never started, or the server is gone. After that, `start` may be called again.
+   * connection. Resolves also when the engine was never started, or the server is gone. After that, `start` may be called again. The core
+   * also calls this while `start` hangs, which then rejects, and once more after that.
    */
   stop (options: { readonly drainMs: number }): Promise<void>
 }

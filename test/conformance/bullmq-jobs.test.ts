@@ -230,3 +230,38 @@ t.test('a job that the server will never take is refused alone, and not as an un
   await until(() => ran.length === 3)
   t.strictSame(logs.filter(({ level, msg }) => level >= 40 && msg.startsWith('background task engine')), [], 'no connection was lost')
 })
+
+t.test('a result that the server will never take is not kept: the job has succeeded, and no connection is lost', async t => {
+  const server = await opened(t, 'redis-server', () => redisServer('--proto-max-bulk-len', '1mb'))
+  if (server === undefined) return
+  t.teardown(() => server.remove())
+  await server.start()
+  let ran = 0
+  const draw = defineTask({ name: 'draw', handler (length: number) { ran++; return { picture: 'é'.repeat(length) } } })
+  const { app, logs } = await start(t, { tasks: [draw], engine: bullmq({ connection: server.url }) })
+  await app.ready()
+  const results = await Promise.all([500_000, 600_000].map(async length => {
+    const { id } = await app.backgroundTasks.enqueue(draw, length)
+    let record: TaskRecord<unknown> | undefined
+    await until(async () => /succeeded|failed|retrying/.test((record = await app.backgroundTasks.get(draw, id))?.state ?? ''))
+    t.match(record, { state: 'succeeded', attempt: 1 })
+    return record?.result
+  }))
+  t.strictSame(results, [{ picture: 'é'.repeat(500_000) }, null])
+  t.equal(ran, 2)
+  t.match(logs.filter(({ level }) => level >= 40), [{ task: { name: 'draw' }, msg: /^the result of a background task is too large: it is not kept. It has 12000\d\d bytes, and the server takes 1048576/ }])
+})
+
+t.test('the names of BullMQ\'s own keys are ids of no job', async t => {
+  const redis = await openRedis(t)
+  if (redis === undefined) return
+  const note = defineTask({ name: 'note', handler () {} })
+  const { app } = await start(t, { tasks: [note], engine: bullmq(redis), worker: false })
+  await app.ready()
+  const { id } = await app.backgroundTasks.enqueue(note)
+  const queue = new Queue('note', { connection: { url: redis.connection }, prefix: redis.prefix, skipMetasUpdate: true })
+  t.teardown(() => queue.close())
+  await queue.add('note', null)
+  for (const name of ['wait', 'id', 'events', 'meta', 'completed', '', '\0', '__proto__']) t.equal(await app.backgroundTasks.get(note, name), undefined, JSON.stringify(name))
+  t.match(await app.backgroundTasks.get(note, id), { state: 'pending' })
+})

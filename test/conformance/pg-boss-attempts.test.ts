@@ -147,3 +147,26 @@ t.test('an attempt that a shutdown has returned does not count, also after the j
   t.strictSame(starts, [1, 1, 2])
   await untilState(id, 'failed')
 })
+
+t.test('a job of another program runs as long as its process lives, whatever limits it has for pg-boss', async t => {
+  const service = await open(t)
+  if (service === undefined) return
+  const { pool, schema, boss, starts, failed, state, get, untilState } = service
+  state.hangs = true
+  const limits = { expireInSeconds: 1, heartbeatSeconds: 10, retryLimit: 0 }
+  const id = await boss.send('work', { payload: 1 }, limits) ?? ''
+  const old = await boss.send('work', { payload: 2 }, limits) ?? ''
+  // As a job that was stored before this package declared the queue.
+  await pool.query(`update ${schema}.job set heartbeat_seconds = null where id = $1`, [old])
+  const first = await service.worker()
+  await until(() => starts.length === 2)
+  await pool.query(`update ${schema}.job set started_on = now() - interval '1 hour'`)
+  await boss.supervise('work')
+  t.strictSame([(await get(id))?.state, (await get(old))?.state], ['running', 'running'])
+  state.hangs = false
+  await first.close()
+  await service.worker()
+  for (const each of [id, old]) await untilState(each, 'failed')
+  t.strictSame(starts.sort(), [1, 1, 1, 1, 2, 2], 'all attempts of the definition, and one that the shutdown returned')
+  t.equal(failed.length, 2)
+})

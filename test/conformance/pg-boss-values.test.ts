@@ -4,7 +4,7 @@ import { PgBoss } from 'pg-boss'
 import t from 'tap'
 import type { Job } from '../../lib/engines/engine.js'
 import { pgBoss } from '../../lib/engines/pg-boss/index.js'
-import { inKeyOrder, keyOrder, MARK } from '../../lib/engines/pg-boss/values.js'
+import { inKeyOrder, isStorable, keyOrder, MARK } from '../../lib/engines/pg-boss/values.js'
 import { defineTask, type Json, type TaskEnqueueMessage } from '../../lib/index.js'
 import { start } from '../support/app.js'
 import { openPostgres } from '../support/postgres.js'
@@ -114,6 +114,15 @@ t.test('the order of keys is known where jsonb would change it', async t => {
   t.equal(JSON.stringify(inKeyOrder({ a: [{ c: 1 }, { c: 1, d: 1 }], b: 1 }, [['b', 'a'], ['d', 'c']])), '{"b":1,"a":[{"c":1},{"d":1,"c":1}]}')
 })
 
+t.test('what jsonb refuses is found without a list of all escapes, which would fill the memory', async t => {
+  for (const [text, storable] of [['\u0001\\', true], ['\\u0000', true], ['\\\u0000', false], ['\u0000', false], ['😀', true], ['\ud83d', false], ['\\\ud83d', false], ['\\ude00', true]] as const) {
+    t.equal(isStorable(JSON.stringify([text, text])), storable, JSON.stringify(text))
+  }
+  const before = process.memoryUsage().rss
+  t.equal(isStorable(`"${'\\"'.repeat(4e7)}\\u0000"`), false)
+  t.ok(process.memoryUsage().rss - before < 500e6, `${Math.round((process.memoryUsage().rss - before) / 1e6)} MB`)
+})
+
 t.test('what can never be stored is the error of its own task, and nobody else waits for it', async t => {
   const postgres = await openPostgres(t)
   if (postgres === undefined) return
@@ -127,6 +136,7 @@ t.test('what can never be stored is the error of its own task, and nobody else w
 
   const refused = { code: 'FST_BGT_INVALID_PAYLOAD', statusCode: 500, message: /^The payload of the task "odd" cannot be stored by PostgreSQL/ }
   await t.rejects(engine.enqueue([job('odd', 'x'.repeat(2 ** 28))]), { ...refused, message: /larger than 256 MB/ })
+  await t.rejects(engine.enqueue([job('odd', 'é'.repeat(2 ** 27 + 1))]), { ...refused, message: /larger than 256 MB/ }, 'in bytes')
   // A trigger stands for what only the server knows, such as a number of keys that jsonb has no room for.
   await pool.query(`create function ${schema}.refuse() returns trigger language plpgsql as $$ begin raise exception 'secret' using errcode = '54000'; end $$`)
   await pool.query(`create trigger refuse before insert on ${schema}.job_common for each row when (new.name = 'odd') execute function ${schema}.refuse()`)

@@ -69,6 +69,13 @@ await once(proxy, 'listening')
 let connection = `redis://127.0.0.1:${proxy.address().port}`
 let sentinel
 if (outage === 'never-there') connection = `redis://127.0.0.1:${nobody}`
+if (outage === 'silent-sentinel' || outage === 'silent-from-start') {
+  // It takes connections, and never answers.
+  const silent = createServer(socket => { socket.on('error', () => {}).unref() }).listen(0, '127.0.0.1').unref()
+  await once(silent, 'listening')
+  const { port } = silent.address()
+  connection = outage === 'silent-sentinel' ? { sentinels: [{ host: '127.0.0.1', port }, { host: '127.0.0.1', port }], name: 'jobs' } : `redis://127.0.0.1:${port}`
+}
 if (outage === 'no-cluster') connection = { cluster: [{ host: '127.0.0.1', port: nobody }] }
 if (outage === 'no-sentinel') connection = { sentinels: [{ host: '127.0.0.1', port: nobody }], name: 'jobs' }
 if (outage === 'sentinel-gone') {

@@ -10,10 +10,10 @@ const REDIS_TAKEN = [
   'enableReadyCheck', 'maxLoadingRetryTime', 'reconnectOnError', 'showFriendlyErrorStack', 'enableAutoPipelining', 'autoPipeliningIgnoredCommands',
   'scripts', 'himportFieldsets',
   'name', 'role', 'sentinels', 'sentinelUsername', 'sentinelPassword', 'sentinelRetryStrategy', 'sentinelReconnectStrategy', 'sentinelCommandTimeout',
-  'sentinelMaxConnections', 'sentinelTLS', 'enableTLSForSentinelMode', 'preferredSlaves', 'natMap', 'updateSentinels', 'failoverDetector'
+  'sentinelMaxConnections', 'sentinelTLS', 'enableTLSForSentinelMode', 'preferredSlaves', 'natMap', 'updateSentinels'
 ] as const satisfies ReadonlyArray<keyof RedisOptions>
 const REDIS_SET = [
-  'retryStrategy', 'maxRetriesPerRequest', 'enableOfflineQueue', 'lazyConnect', 'socketTimeout', 'replyMapping', 'autoResendUnfulfilledCommands', 'stringNumbers'
+  'retryStrategy', 'maxRetriesPerRequest', 'enableOfflineQueue', 'lazyConnect', 'socketTimeout', 'replyMapping', 'autoResendUnfulfilledCommands', 'stringNumbers', 'failoverDetector'
 ] as const satisfies ReadonlyArray<keyof RedisOptions>
 const REDIS_UNUSED = ['autoResubscribe', 'readOnly', 'monitor', 'offlineQueue', 'commandQueue'] as const satisfies ReadonlyArray<keyof RedisOptions>
 
@@ -39,6 +39,7 @@ const CLUSTER_OPTIONS = {
 const NODE_OPTIONS = {
   ...REDIS_OPTIONS, ...reasons(['host', 'port', 'path', 'sentinels', 'name', 'role', 'Connector'], 'a node is told by "cluster"'), db: 'a cluster has one database'
 } satisfies Known
+const SENTINEL_OPTIONS = reasons(['host', 'port', 'family'], '')
 
 /** A node of a Redis Cluster: a URL, or its address. */
 export type ClusterNode = string | { readonly host: string, readonly port?: number | undefined }
@@ -62,6 +63,8 @@ const ACCEPTED = 'It accepts a redis: or rediss: URL, an object of options of io
 const IN_QUERY: ReadonlySet<string> = new Set(['family', 'db', 'username', 'password', 'connectionName', 'clientInfoTag'])
 /** Options that a URL has in itself. */
 const IN_URL = ['host', 'port', 'path', 'sentinels', 'name'] as const
+/** Ways to say where the server is. ioredis takes the first one, and ignores the others. */
+const WAYS = ['path', 'sentinels', 'host'] as const
 
 /**
  * Reads the option `connection` once.
@@ -79,11 +82,17 @@ export function readPlace (connection: unknown): Place {
   const { url, ...options } = found
   checkKeys(options, REDIS_OPTIONS, name => name === 'maxRetriesPerRequest' && options[name] === null)
   checkValues(options)
+  const [way, other] = WAYS.filter(name => Object.hasOwn(options, name))
+  if (other !== undefined) throw refused(`has both "${way}" and "${other}", of which one would be ignored`)
+  if (Object.hasOwn(options, 'name') && way !== 'sentinels') throw refused('has a "name" without "sentinels"')
+  if (way === 'sentinels') options['sentinels'] = (options['sentinels'] as unknown[]).map(readSentinel)
   if (!Object.hasOwn(found, 'url')) return { url: undefined, options }
   if (typeof url !== 'string') throw refused(`has a "url" that is ${typeOf(url)}`)
   const inUrl = checkUrl(url)
   const twice = [...IN_URL, ...inUrl].find(name => Object.hasOwn(options, name))
   if (twice !== undefined) throw refused(`has both "url" and "${twice}", which say the same`)
+  const { tls } = options
+  if (url.startsWith('rediss:') && tls !== undefined && !tls) throw refused('has a rediss: URL and a "tls" that says no')
   return { url, options }
 }
 
@@ -95,6 +104,7 @@ function readCluster ({ cluster, ...options }: Record<string, unknown>): Cluster
     if (found === undefined) throw refused(`has "redisOptions" that are ${typeOf(redisOptions)}`)
     checkKeys(found, NODE_OPTIONS, () => false, 'redisOptions.')
     checkValues(found)
+    options['redisOptions'] = found
   }
   const nodes = readOr(undefined, () => Array.isArray(cluster) ? [...cluster as unknown[]] : undefined)
   if (nodes === undefined || nodes.length === 0) throw refused('has a "cluster" that is not a list of nodes')
@@ -103,7 +113,9 @@ function readCluster ({ cluster, ...options }: Record<string, unknown>): Cluster
 
 function readNode (node: unknown): string | { host: string, port: number } {
   if (typeof node === 'string') {
-    checkUrl(node)
+    const [inUrl] = checkUrl(node)
+    const inNode = inUrl ?? (node.startsWith('rediss:') ? 'tls' : undefined)
+    if (inNode !== undefined) throw refused(`has a node in "cluster" whose URL has ${nameOf(inNode)}: nodes that the cluster tells of would not get it. It belongs in redisOptions`)
     return node
   }
   const found = plain(node)
@@ -112,6 +124,15 @@ function readNode (node: unknown): string | { host: string, port: number } {
   const { host, port = 6379 } = found
   checkValues({ host, port })
   return { host: host as string, port: Number(port) }
+}
+
+function readSentinel (sentinel: unknown): { host: string } {
+  const found = plain(sentinel)
+  if (found === undefined) throw refused(`has a sentinel that is ${typeOf(sentinel)}, and not { host, port }`)
+  checkKeys(found, SENTINEL_OPTIONS, () => false, 'sentinels.')
+  // Without a host, ioredis would ask 127.0.0.1.
+  checkValues({ host: undefined, ...found })
+  return found as { host: string }
 }
 
 /** @returns the options that the URL has in itself */
@@ -125,7 +146,10 @@ function checkUrl (url: string): string[] {
   const unknown = inQuery.find(name => !IN_QUERY.has(name))
   if (unknown !== undefined) throw refused(`received a URL with ${nameOf(unknown)} after its "?", which is not taken from there`)
   const hasUser = parsed.username !== '' || parsed.password !== ''
-  return [...inQuery, ...hasUser ? ['username', 'password'] : [], ...parsed.pathname.length > 1 ? ['db'] : []]
+  const inUrl = [...inQuery, ...hasUser ? ['username', 'password'] : [], ...parsed.pathname.length > 1 ? ['db'] : []]
+  const twice = inUrl.find((name, i) => inUrl.indexOf(name) < i)
+  if (twice !== undefined) throw refused(`received a URL that has "${twice}" twice`)
+  return inUrl
 }
 
 function checkKeys (options: Record<string, unknown>, known: Known, isTaken: (name: string) => boolean, where = ''): void {

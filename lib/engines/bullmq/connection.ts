@@ -56,8 +56,11 @@ export class Connections {
     }
     // The consumer goes on when its first attempt to connect fails.
     const connecting = { enableOfflineQueue: !rejectsEarly, lazyConnect: rejectsEarly }
-    const client = isCluster ? this.#openCluster(this.#place, own, connecting) : this.#openSingle(this.#place, { ...own, ...connecting })
+    // One connection hears from the sentinels of a new primary, and the others follow it: each of them has several connections to the sentinels.
+    const watches = !isCluster && this.#place.options.sentinels !== undefined && rejectsEarly
+    const client = isCluster ? this.#openCluster(this.#place, own, connecting) : this.#openSingle(this.#place, { ...own, ...connecting, failoverDetector: watches })
     this.#adopt(client, () => this.#isClosed)
+    if (watches) client.on('close', () => { this.#reconnectAll() })
     const duplicate = client.duplicate.bind(client) as (...args: unknown[]) => Client
     // BullMQ makes a second connection for each worker, on which it waits for jobs.
     Object.assign(client, { duplicate: (...args: unknown[]) => this.#openWaiting(client, duplicate, args) })
@@ -116,6 +119,8 @@ export class Connections {
     return {
       connectTimeout: CONNECT_MS,
       disconnectTimeout: GOODBYE_MS,
+      // ioredis would wait for a sentinel that does not answer, and never ask the next one.
+      sentinelCommandTimeout: CONNECT_MS,
       ...options,
       ...own,
       // BullMQ reads replies in the shape that they had up to Redis 6.
@@ -163,6 +168,7 @@ export class Connections {
       // ioredis would go on, in the database 0 that nobody named.
       if (readOr(undefined, () => (error as { command?: { name?: unknown } }).command?.name) === 'select') client.disconnect(true)
     })
+    client.on('close', () => { forgetReply(client) })
     this.#all.add(client)
     return client
   }
@@ -173,15 +179,27 @@ export class Connections {
     this.#replacedAt = now
     attempt(() => { this.#onRefusal(error) })
     // The command that was refused gets its error first.
-    setImmediate(() => {
-      for (const client of this.#all) if (client.status === 'ready') client.disconnect(true)
-    })
+    setImmediate(() => { this.#reconnectAll() })
+  }
+
+  #reconnectAll (): void {
+    for (const client of this.#all) if (client.status === 'ready') client.disconnect(true)
   }
 
   /** ioredis tries again without end, and soon, because a job that cannot be stored is a 503. */
   #retryMs (times: number): number | null {
     return this.#isClosed ? null : Math.min(times * 50, 500)
   }
+}
+
+/**
+ * Nobody answers on a lost connection any more. ioredis keeps its timer: ioredis 5 then ends the next connection, 5 s later, and ioredis 6 does not
+ * notice until then that the next one is silent.
+ */
+function forgetReply (client: Client): void {
+  const waiting = client as unknown as { socketTimeoutTimer?: NodeJS.Timeout | undefined }
+  clearTimeout(waiting.socketTimeoutTimer)
+  waiting.socketTimeoutTimer = undefined
 }
 
 /** Ends a connection. ioredis itself leaves commands that wait for a lost connection unanswered, and timers of BullMQ with them. */

@@ -14,7 +14,7 @@ import { JsonData, JsonJob, toJobOptions, type TaskQueue } from './jobs.js'
 import { checkOptions, type BullMqOptions, type CheckedOptions } from './options.js'
 import { isExpired, readRecord } from './records.js'
 import { isNeverStored, isNotSent, plainRedisError } from './redis-errors.js'
-import { checkLibrary, readServer } from './server.js'
+import { checkLibrary, LARGE, readServer, SizeLimit } from './server.js'
 import { StalledJobs } from './stalled-jobs.js'
 import { UnservedTasks } from './unserved.js'
 import { TaskWorker } from './worker.js'
@@ -28,8 +28,6 @@ const MAX_UNCORKED = 8
 const STALLED_MS = 2000
 /** Entries of a queue's stream of events. Nothing here reads them, and they hold the results of jobs. */
 const MAX_EVENTS = 10
-/** Characters of a job from which on it may be too large for a server: the lowest limit that Redis can have is 1 MB. */
-const LARGE = 300_000
 
 /**
  * Durable jobs in Redis 6.2 or later, by BullMQ 6. A definition is a queue of its name. Supports `delay`, `key` and `get`.
@@ -65,8 +63,7 @@ class BullMqEngine implements TaskEngine {
   #producer: Client | undefined
   /** What looks at the connections and the jobs again and again. */
   #watches: Array<() => void> = []
-  /** Bytes of the largest job that the server takes. Known when a large one is to be stored. */
-  #maxBytes: Promise<number> | undefined
+  #sizes: SizeLimit | undefined
   /** Calls of `enqueue` that have not settled. */
   #enqueueCalls = 0
 
@@ -77,13 +74,13 @@ class BullMqEngine implements TaskEngine {
   async start (tasks: readonly TaskSpec[], events: EngineEvents): Promise<void> {
     this.#isAway = false
     this.#lastError = undefined
-    this.#maxBytes = undefined
     this.#connections = new Connections(this.#options.place, error => {
       this.#lastError = error
       this.#report(error)
     })
     const producer = this.#connections.open({ rejectsEarly: true })
     this.#producer = producer
+    this.#sizes = new SizeLimit(producer)
     let isOpening = true
     producer.on('error', error => {
       if (!isNotSent(error)) this.#lastError = error
@@ -123,7 +120,7 @@ class BullMqEngine implements TaskEngine {
   async consume (run: (delivery: Delivery) => Promise<Verdict>): Promise<void> {
     const { prefix, worker: { stalledInterval = STALLED_MS, ...options } } = this.#options
     // `start` has made them.
-    const [connections, events] = [this.#connections as Connections, this.#events as EngineEvents]
+    const [connections, events, sizes] = [this.#connections as Connections, this.#events as EngineEvents, this.#sizes as SizeLimit]
     const consumer = connections.open({ rejectsEarly: false })
     for (const { spec } of this.#tasks.values()) {
       if (spec.concurrency === 0) continue
@@ -134,6 +131,8 @@ class BullMqEngine implements TaskEngine {
         // BullMQ carries out one look per queue and interval, and passes over the others.
         options: { ...options, stalledInterval: Math.max(1, Math.floor(stalledInterval / 2)) },
         run,
+        sizes,
+        log: events.log,
         onError: this.#report
       })))
     }
@@ -209,7 +208,8 @@ class BullMqEngine implements TaskEngine {
 
   async #add (job: Job): Promise<Receipt> {
     const data = new JsonData(job)
-    if (data.text.length > LARGE) await this.#checkSize(job.task, data.text)
+    const refusal = data.text.length > LARGE ? await this.#sizes?.refusal('the job', data.text) : undefined
+    if (refusal !== undefined) throw new FST_BGT_INVALID_PAYLOAD(job.task, `cannot be stored: ${refusal}`)
     try {
       if (job.keyed) return await this.#addKeyed(job, data)
       // `queue.add` also emits an event and opens a span, for 5 % more processor time than a handler of one's own would take.
@@ -217,24 +217,6 @@ class BullMqEngine implements TaskEngine {
       return { id: job.id, duplicate: false }
     } catch (error) {
       throw isNeverStored(error) ? new FST_BGT_INVALID_PAYLOAD(job.task, `cannot be stored: ${plainRedisError(error).message}`) : error
-    }
-  }
-
-  /** A server ends the connection of a job that is too large, and with it the jobs of other requests. */
-  async #checkSize (task: string, text: string): Promise<void> {
-    const max = await (this.#maxBytes ??= this.#readMaxBytes())
-    const bytes = Buffer.byteLength(text)
-    if (bytes > max) throw new FST_BGT_INVALID_PAYLOAD(task, `cannot be stored: the job has ${bytes} bytes, and the server takes ${max} (proto-max-bulk-len)`)
-  }
-
-  /** A user may have no right to ask, and then the limit is not known. */
-  async #readMaxBytes (): Promise<number> {
-    try {
-      const reply = await answered(SILENCE_MS, (this.#producer as Client).config('GET', 'proto-max-bulk-len'))
-      return Number((reply as unknown[])[1]) || Infinity
-    } catch (error) {
-      if (isNotSent(error)) this.#maxBytes = undefined
-      return Infinity
     }
   }
 

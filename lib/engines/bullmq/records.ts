@@ -9,7 +9,9 @@ import type { TaskQueue } from './jobs.js'
 const FIELDS = ['timestamp', 'processedOn', 'finishedOn', 'atm', 'stc', 'failedReason', 'stacktrace', 'returnvalue'] as const
 
 // This is a script and no transaction, because a server whose memory is full refuses transactions.
-const READ = `return {
+// BullMQ's own keys, such as its list "wait", look like those of jobs.
+const READ = `if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return false end
+return {
   redis.call('HMGET', KEYS[1], unpack(ARGV, 2)),
   redis.call('ZSCORE', KEYS[2], ARGV[1]),
   redis.call('ZSCORE', KEYS[3], ARGV[1]),
@@ -24,6 +26,7 @@ const READ = `return {
 export async function readRecord (redis: Client, queue: TaskQueue, { name, keep, attempts }: TaskSpec, id: string): Promise<JobRecord | undefined> {
   const keys = [id, 'completed', 'failed', 'delayed', 'active'].map(type => queue.toKey(type))
   const reply = await redis.eval(READ, keys.length, ...keys, id, ...FIELDS)
+  if (reply === null) return undefined
   // The script has this shape.
   const [values, succeededAt, failedAt, dueAt, position] = reply as [Array<string | null>, ...Array<string | number | null>]
   const [timestamp, processedOn, finishedOn, atm, stc, failedReason, stacktrace, returnvalue] = values

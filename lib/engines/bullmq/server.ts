@@ -1,11 +1,15 @@
 /** What the engine checks when it starts: the versions of BullMQ and of the server, and the server's settings. */
 import { answered, SILENCE_MS, type Client } from './connection.js'
-import { plainRedisError } from './redis-errors.js'
+import { isNotSent, plainRedisError } from './redis-errors.js'
 
 /** The lowest BullMQ whose undocumented parts the engine knows, and the first one that it does not know. */
 const BULLMQ = { lowest: [6, 7], tooNew: [7] } as const
 /** The lowest server that BullMQ recommends. Its own error asks for 5.0, where commands are missing that this engine uses. */
 const SERVER = [6, 2] as const
+/** Characters from which on a text may be too large for a server: the lowest limit that Redis can have is 1 MB. */
+export const LARGE = 300_000
+/** What Redis takes if nobody has set another limit. */
+const DEFAULT_MAX_BYTES = 536_870_912
 
 /**
  * Checks the installed BullMQ.
@@ -46,6 +50,34 @@ export async function readServer (client: Client): Promise<ServerInfo> {
     // BullMQ would write a line to the console for each queue and worker.
     text: info.replace(/^maxmemory_policy:.*$/m, 'maxmemory_policy:noeviction'),
     evictionPolicy: policy === 'noeviction' ? undefined : policy
+  }
+}
+
+/** The bytes that one value may have. The server ends the connection that sends more, and with it the jobs and verdicts of others. */
+export class SizeLimit {
+  readonly #client: Client
+  #maxBytes: Promise<number> | undefined
+
+  constructor (client: Client) {
+    this.#client = client
+  }
+
+  /** @returns why the server will not take this text, or undefined */
+  async refusal (what: string, text: string): Promise<string | undefined> {
+    const max = await (this.#maxBytes ??= this.#read())
+    const bytes = Buffer.byteLength(text)
+    return bytes > max ? `${what} has ${bytes} bytes, and the server takes ${max} (proto-max-bulk-len)` : undefined
+  }
+
+  async #read (): Promise<number> {
+    try {
+      const reply = await answered(SILENCE_MS, this.#client.config('GET', 'proto-max-bulk-len'))
+      return Number((reply as unknown[])[1]) || DEFAULT_MAX_BYTES
+    } catch (error) {
+      if (isNotSent(error)) this.#maxBytes = undefined
+      // A user may have no right to ask.
+      return DEFAULT_MAX_BYTES
+    }
   }
 }
 

@@ -1,11 +1,14 @@
 /** The consuming side of the BullMQ engine: one worker per definition. */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Worker, WaitingError, type Job as BullJob, type JobJson, type WorkerOptions } from 'bullmq'
+import type { FastifyBaseLogger } from 'fastify'
+import { attempt } from '../../foreign.js'
 import type { Delivery, Json, TaskSpec, Verdict } from '../engine.js'
 import { AttemptFailed, numberedFrom } from './attempts.js'
 import type { Client } from './connection.js'
 import { countsOf, toDelivery } from './jobs.js'
 import { isNotSent } from './redis-errors.js'
+import { LARGE, type SizeLimit } from './server.js'
 
 /**
  * A process that died is noticed when the lock of its jobs has run out, plus one check: 6 to 9 s. A handler may block the
@@ -26,6 +29,8 @@ export interface TaskWorkerOptions {
   readonly prefix: string
   readonly options: Partial<WorkerOptions> | undefined
   readonly run: (delivery: Delivery) => Promise<Verdict>
+  readonly sizes: SizeLimit
+  readonly log: FastifyBaseLogger
   readonly onError: (error: Error) => void
 }
 
@@ -33,6 +38,8 @@ export class TaskWorker extends Worker<unknown, Json, string> {
   readonly #task: TaskSpec
   readonly #redis: Client
   readonly #run: (delivery: Delivery) => Promise<Verdict>
+  readonly #sizes: SizeLimit
+  readonly #log: FastifyBaseLogger
   /** Settles when, after `pause`, the last job that was fetched has ended. */
   readonly fetchLoop: Promise<void>
   /** Jobs that run, or whose verdict the server does not know yet. */
@@ -43,7 +50,7 @@ export class TaskWorker extends Worker<unknown, Json, string> {
     if (this.#active === 0) this.#onIdle?.()
   }
 
-  constructor ({ task, connection, prefix, options, run, onError }: TaskWorkerOptions) {
+  constructor ({ task, connection, prefix, options, run, sizes, log, onError }: TaskWorkerOptions) {
     super(task.name, (job, token = '') => this.#attempt(job, token), {
       ...CRASH_DETECTION,
       ...options,
@@ -61,6 +68,8 @@ export class TaskWorker extends Worker<unknown, Json, string> {
     this.#task = task
     this.#redis = connection
     this.#run = run
+    this.#sizes = sizes
+    this.#log = log
     // BullMQ reports a wait for jobs that was cut off. The connection has reported why.
     this.on('error', error => { if (!isNotSent(error)) onError(error) })
     this.fetchLoop = this.run().catch(onError)
@@ -110,7 +119,7 @@ export class TaskWorker extends Worker<unknown, Json, string> {
     if (Date.now() - (job.processedOn ?? 0) > (this.opts.lockDuration as number)) await this.#restoreLock(job, token)
     switch (verdict.kind) {
       case 'done':
-        return verdict.result
+        return await this.#toKept(verdict.result, job)
       case 'released':
         await job.moveToWait(token)
         throw new WaitingError()
@@ -122,6 +131,16 @@ export class TaskWorker extends Worker<unknown, Json, string> {
         // Who puts it back gives it all its attempts again.
         throw new AttemptFailed(verdict.error, { attempt: Math.min(delivery.attempt, this.#task.attempts), made, from: [made, counts.stalled] })
     }
+  }
+
+  /** A result that the server would not take ends the connection, and the job would start again. */
+  async #toKept (result: Json, { id }: TaskBullJob): Promise<Json> {
+    if (result === null) return null
+    const text = JSON.stringify(result)
+    const refusal = text.length > LARGE ? await this.#sizes.refusal('It', text) : undefined
+    if (refusal === undefined) return result
+    attempt(() => { this.#log.warn({ task: { id, name: this.#task.name } }, `the result of a background task is too large: it is not kept. ${refusal}`) })
+    return null
   }
 
   /**

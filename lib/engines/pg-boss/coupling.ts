@@ -7,10 +7,8 @@ import { fetchAnew, insertWithin, LOCK_MS } from './texts.js'
 const TESTED = 46
 const KNOWN = `this package knows pg-boss 12.38, which has version ${TESTED}`
 
-const COLUMNS = {
-  job: ['id', 'name', 'data', 'state', 'blocked', 'retry_limit', 'retry_count', 'start_after', 'started_on', 'completed_on', 'heartbeat_on', 'heartbeat_seconds', 'deletion_seconds', 'output'],
-  queue: ['name', 'expire_seconds']
-}
+/** Of the table `job`. */
+const COLUMNS = ['id', 'name', 'data', 'state', 'blocked', 'retry_limit', 'retry_count', 'start_after', 'started_on', 'completed_on', 'expire_seconds', 'heartbeat_on', 'heartbeat_seconds', 'deletion_seconds', 'output']
 const STATES = ['created', 'retry', 'active', 'completed', 'cancelled', 'failed']
 
 /**
@@ -25,7 +23,7 @@ export async function checkCoupling (pool: Pool, schema: string, queue: string |
   const versions = `the tables of the schema "${schema}" have version ${version}, and the installed pg-boss has version ${installed}`
   if (version > installed || version < TESTED) throw new Error(`${versions}: ${KNOWN}. Install the pg-boss that has made the tables, or a later one`)
   const missing = [
-    ...Object.entries(COLUMNS).flatMap(([table, names]) => names.map(name => `${table}.${name}`)).filter(column => !columns.includes(column)),
+    ...COLUMNS.filter(column => !columns.includes(column)).map(column => `job.${column}`),
     ...STATES.filter(state => !states.includes(state)).map(state => `state ${state}`),
     ...queue === undefined ? [] : await missingTexts(pool, queue)
   ]
@@ -48,8 +46,8 @@ async function read (db: Db, schema: string): Promise<Found> {
   const { rows: [row] } = await db.executeSql(`
     SELECT (SELECT max(version)::int FROM ${schema}.version) AS version,
       current_setting('transaction_read_only') AS "readOnly",
-      (SELECT string_agg(c.relname || '.' || a.attname, ' ') FROM pg_catalog.pg_class c JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
-        WHERE c.oid IN (to_regclass($1 || '.job'), to_regclass($1 || '.queue')) AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
+      (SELECT string_agg(attname, ' ') FROM pg_catalog.pg_attribute
+        WHERE attrelid = to_regclass($1 || '.job') AND attnum > 0 AND NOT attisdropped) AS columns,
       (SELECT string_agg(enumlabel, ' ') FROM pg_catalog.pg_enum WHERE enumtypid = to_regtype($1 || '.job_state')) AS states`, [schema])
   const { version, readOnly, columns, states } = row as { version: unknown, readOnly: unknown, columns: unknown, states: unknown }
   // A standby answers what only reads, and would be found out at the first job.

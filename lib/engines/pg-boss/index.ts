@@ -51,8 +51,8 @@ export interface PgBossOptions {
   readonly options?: Partial<ConstructorOptions>
 }
 
-/** The most characters of a payload. `jsonb` holds 256 MB. */
-const MAX_TEXT = 268_435_455
+/** The most bytes of a payload. `jsonb` holds 256 MB. */
+const MAX_BYTES = 268_435_455
 /** The most jobs that are remembered. */
 const MAX_UNREPORTED = 10_000
 
@@ -171,7 +171,7 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     const isKeyed = jobs.some(({ keyed }) => keyed)
     const inOrder = isKeyed ? jobs.toSorted((a, b) => a.id < b.id ? -1 : 1) : jobs
     const lockMs = !isKeyed ? LOCK_MS.noKey : jobs.length === 1 ? LOCK_MS.oneKey : LOCK_MS.keys
-    if (jobs.some(({ text }) => text.length > MAX_TEXT)) throw new FST_BGT_INVALID_PAYLOAD(task, 'cannot be stored by PostgreSQL: it is larger than 256 MB')
+    if (jobs.some(({ text }) => text.length > MAX_BYTES / 3 && Buffer.byteLength(text) > MAX_BYTES)) throw new FST_BGT_INVALID_PAYLOAD(task, 'cannot be stored by PostgreSQL: it is larger than 256 MB')
     try {
       for (const id of await this.#running().insert(task, inOrder.map(toInsert), lockMs, tx)) stored.add(id)
     } catch (error) {

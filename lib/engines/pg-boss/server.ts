@@ -138,9 +138,26 @@ export class PgBossServer {
     return await pool.ask(boss => boss.fetch<unknown>(queue, { batchSize, db: fetching(pool) }), CALL_MS)
   }
 
-  /** Listens on pg-boss's channel, over a connection of its own, which pg-boss restores by itself. */
+  /** Listens on pg-boss's channel, over a connection of its own, which pg-boss restores by itself. What it resolves to never rejects. */
   async listen (onQueue: (queue: string) => void, onReconnect: () => void): Promise<{ close(): Promise<void> } | undefined> {
-    return await this.#worker.ask(async boss => await boss.getDb().listen?.(this.channel, onQueue, onReconnect), CALL_MS)
+    let isLate = false
+    try {
+      return await this.#worker.ask(async boss => {
+        const found = await boss.getDb().listen?.(this.channel, onQueue, onReconnect)
+        if (found === undefined) return undefined
+        const subscription = {
+          async close () {
+            // The user's executor may have returned anything.
+            await Promise.resolve(found).then(async found => { await found.close() }).catch(() => {})
+          }
+        }
+        if (isLate) void subscription.close()
+        return subscription
+      }, CALL_MS)
+    } catch (error) {
+      isLate = true
+      throw error
+    }
   }
 
   /** Reports what failed outside any call of the core. An outage is told once. What fails until something has succeeded is the same outage. */
@@ -176,7 +193,7 @@ export class PgBossServer {
   }
 
   async #declare (onDeclared?: () => void): Promise<void> {
-    await declareQueues(this.web, this.schema, this.#tasks, onDeclared)
+    await declareQueues(this.web, this.#tasks, onDeclared)
   }
 
   /** Replaces every connection when the server is read-only. A call that lost its connection by that has done nothing there, either. */

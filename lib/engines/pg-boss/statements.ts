@@ -5,8 +5,8 @@
 import type { TaskSpec } from '../engine.js'
 import { ENDED_LIMIT, limitingLocks, LOCK_MS } from './texts.js'
 
-/** Seconds after which a job that runs has expired: 31 years. */
-export const EXPIRE_SECONDS = 1_000_000_000
+/** Seconds without a sign of life after which a job's process may be dead. */
+const LOST_SECONDS = 10
 
 /** A verdict, as the statement of `settle` takes it. */
 export interface Settlement {
@@ -69,7 +69,7 @@ export function settle (schema: string, skipsLocked: boolean): string {
 
 /**
  * Shows signs of life of jobs. A job that another transaction holds is left out, so that the others do not wait for it: nobody takes a job
- * that is held. Value: JSON of an array of `{ name, id, retryCount }`.
+ * that is held. Value: JSON of an array of `{ name, id, retryCount }`. Rows: one for each job that was touched.
  */
 export function touch (schema: string): string {
   return `
@@ -79,7 +79,7 @@ export function touch (schema: string): string {
       JOIN ${schema}.job j ON j.name = x.name AND j.id = x.id AND j.retry_count = x."retryCount" AND j.state::text IN ('active')
       FOR UPDATE OF j SKIP LOCKED
     )
-    UPDATE ${schema}.job j SET heartbeat_on = now() FROM mine WHERE j.name = mine.name AND j.id = mine.id`
+    UPDATE ${schema}.job j SET heartbeat_on = now() FROM mine WHERE j.name = mine.name AND j.id = mine.id RETURNING j.id`
 }
 
 /**
@@ -89,36 +89,31 @@ export function touch (schema: string): string {
 export const IN_INDEX_ORDER = 'SELECT set_config(\'enable_sort\', \'off\', true), set_config(\'enable_bitmapscan\', \'off\', true)'
 
 /**
- * Returns the jobs of dead processes to their queues. pg-boss does so too when it supervises, which is once per minute by default. Were that
- * more often, pg-boss would also count its queues as often. Value: array of queues.
+ * Finds jobs without a sign of life, and returns to their queues those of them that were found before. A process whose job was held by
+ * another transaction has time to touch it in between. pg-boss would return them when it supervises, at the first sight. Values: array of
+ * queues, array of ids that were found before. Rows: the ids and whether the job was returned.
  */
 export function reclaim (schema: string): string {
   return `
     WITH lost AS (
       SELECT name, id FROM ${schema}.job
-      WHERE name = ANY($1::text[]) AND state = 'active' AND heartbeat_on + heartbeat_seconds * interval '1 s' < now()
+      WHERE name = ANY($1::text[]) AND state = 'active' AND COALESCE(heartbeat_on, started_on) + interval '${LOST_SECONDS} s' < now()
       FOR UPDATE SKIP LOCKED
+    ), returned AS (
+      UPDATE ${schema}.job j SET state = 'retry', start_after = now(), heartbeat_on = NULL, output = NULL
+      FROM lost WHERE j.name = lost.name AND j.id = lost.id AND j.id = ANY($2::uuid[])
     )
-    UPDATE ${schema}.job j SET state = 'retry', start_after = now(), heartbeat_on = NULL, output = NULL
-    FROM lost WHERE j.name = lost.name AND j.id = lost.id`
+    SELECT id, id = ANY($2::uuid[]) AS returned FROM lost`
 }
 
-/** Milliseconds until the first waiting job of each queue may start. A queue without waiting jobs has no row. Value: array of queues. */
+/** When the first waiting job of each queue may start, and milliseconds until then. A queue without waiting jobs has no row. Value: array of queues. */
 export function nextDue (schema: string): string {
   const first = (state: string): string =>
     `(SELECT min(j.start_after) FROM ${schema}.job j WHERE j.name = q.name AND j.state = '${state}' AND NOT j.blocked)`
   return `
-    SELECT name, ceil(extract(epoch FROM due - now()) * 1000)::float8 AS ms
+    SELECT name, extract(epoch FROM due)::float8 AS at, ceil(extract(epoch FROM due - now()) * 1000)::float8 AS ms
     FROM (SELECT q.name, LEAST(${first('created')}, ${first('retry')}) AS due FROM unnest($1::text[]) AS q (name)) AS queues
     WHERE due IS NOT NULL`
-}
-
-/**
- * A job may take as long as its process shows signs of life. pg-boss accepts at most 24 hours as
- * `expireInSeconds`, but its table accepts any number. Value: array of queues.
- */
-export function neverExpire (schema: string): string {
-  return `UPDATE ${schema}.queue SET expire_seconds = ${EXPIRE_SECONDS} WHERE name = ANY($1::text[]) AND expire_seconds <> ${EXPIRE_SECONDS}`
 }
 
 /** Tells the other processes that a queue has jobs that can start. Values: channel, queue. */

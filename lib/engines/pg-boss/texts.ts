@@ -7,12 +7,14 @@
 export const RETRY_LIMIT = 1_000_000_000
 /** The limit of a job that has ended. pg-boss's own `retry` adds one to it. */
 export const ENDED_LIMIT = RETRY_LIMIT + 1
+/** Seconds after which pg-boss itself ends a job that runs: 31 years. A job may run as long as its process shows signs of life. */
+const EXPIRE_SECONDS = 1_000_000_000
 
 /**
  * Milliseconds that a statement waits for a lock that another transaction holds. An insert without keys waits longer: it meets only locks that
  * each insert meets, such as the one under which all transactions of a server commit that notify somebody.
  */
-export const LOCK_MS = { settlement: 200, keys: 200, oneKey: 500, noKey: 2_000 }
+export const LOCK_MS = { settlement: 200, keys: 200, oneKey: 300, noKey: 2_000 }
 
 /**
  * A parameter, as an expression that also limits how long the statement waits for locks: for those of rows, and of keys that another
@@ -36,11 +38,12 @@ export function insertWithin (ms: number, text: string): string {
 
 /**
  * pg-boss's fetch, in which a job that a person has put back starts again with its first attempt. Jobs that have ended are marked by their
- * limit of retries. A job that somebody cancelled and resumed is `created` again, as no other job is that has started.
+ * limit of retries. A job that somebody cancelled and resumed is `created` again, as no other job is that has started. A job that another
+ * program has stored may have limits of its own, at which pg-boss would end it while it runs, or start it once more.
  */
 export function fetchAnew (text: string): string {
   return text.replace(/retry_count = CASE WHEN (started_on IS NOT NULL)/, `completed_on = NULL,
-        retry_limit = LEAST(retry_limit, ${RETRY_LIMIT}),
+        retry_limit = ${RETRY_LIMIT}, expire_seconds = ${EXPIRE_SECONDS}, heartbeat_seconds = ${EXPIRE_SECONDS},
         retry_count = CASE WHEN state = 'created' OR retry_limit > ${RETRY_LIMIT} THEN 0 WHEN $1`)
 }
 

@@ -14,14 +14,23 @@ export const MARK = PACKAGE
 /** Keys of each object of a value that has at least two, in the order in which the value is written. */
 export type KeyOrder = readonly string[][]
 
-const ESCAPES = /\\(?:u0000|ud[89a-f][0-9a-f]{2}|.)/g
+const BACKSLASH = '\\'.charCodeAt(0)
+/** What follows `\u` where `jsonb` refuses it. */
+const REFUSED = /^(?:0000|d[89a-f])/
 
 /** Levels of nesting that Postgres takes whatever its `max_stack_depth` is. What is deeper is stored as text. */
 const MAX_DEPTH = 500
 
 /** Whether `jsonb` accepts a JSON text. In JSON a whole surrogate pair is written as it is, and what `jsonb` refuses is an escape. */
 export function isStorable (json: string): boolean {
-  return !json.includes('\\u') || !json.match(ESCAPES)?.some(escape => escape.length > 2)
+  // A list of all escapes of a large payload would fill the memory.
+  for (let at = json.indexOf('\\u'); at !== -1; at = json.indexOf('\\u', at + 2)) {
+    let start = at
+    while (json.charCodeAt(start - 1) === BACKSLASH) start--
+    // After an odd number of backslashes this one is text.
+    if ((at - start) % 2 === 0 && REFUSED.test(json.slice(at + 2, at + 6))) return false
+  }
+  return true
 }
 
 /**

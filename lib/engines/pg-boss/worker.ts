@@ -11,12 +11,21 @@ const POLL_MS = 500
 const MIN_POLL_MS = 10
 /** Milliseconds between two signs of life. After 10 s without one, a job is handed to another process. */
 const HEARTBEAT_MS = 2_000
+/** The same, while another transaction holds a job: when it lets go, the job has to be touched before anybody finds it twice without a sign of life. */
+const HELD_HEARTBEAT_MS = 500
 /** Milliseconds after a failure in which other processes can show signs of life again, before any of them counts as dead. */
 const GRACE_MS = 5_000
 
 interface DueRow {
   readonly name: string
+  /** The time when it is due, as the server counts. */
+  readonly at: number
   readonly ms: number
+}
+
+interface LostRow {
+  readonly id: string
+  readonly returned: boolean
 }
 
 /** Runs the jobs of all queues. It learns of new jobs from notifications, from the delays of jobs that it has seen, and by polling. */
@@ -29,10 +38,16 @@ export class PgBossWorker {
   #heartbeatTimer: NodeJS.Timeout | undefined
   #isPolling = false
   #nextPollAt = Infinity
+  /** What was due at the last poll, by queue, and after how many milliseconds to look for it again. Another transaction may hold it. */
+  #due = new Map<string, { readonly at: number, readonly waitMs: number }>()
+  /** Jobs that had no sign of life at the last search. */
+  #silent: readonly unknown[] = []
+  #nextSearchAt = 0
   // The start counts as a failure, because other processes may have been cut off until a moment ago.
   #lastFailureAt = performance.now()
   #isStopped = false
   #subscription: { close(): Promise<void> } | undefined
+  #isSubscribing = false
 
   constructor (server: PgBossServer, tasks: readonly TaskSpec[], run: (delivery: Delivery) => Promise<Verdict>) {
     this.#server = server
@@ -44,8 +59,8 @@ export class PgBossWorker {
 
   /** Never rejects. */
   async start (): Promise<void> {
-    await this.#listen()
     this.#heartbeatTimer = setTimeout(() => { void this.#heartbeat() }, HEARTBEAT_MS)
+    await this.#listen()
     this.#pollIn(0)
   }
 
@@ -74,22 +89,25 @@ export class PgBossWorker {
     clearTimeout(this.#heartbeatTimer)
     for (const consumer of this.#consumers.values()) consumer.close()
     // The server closes this connection with its others, whether or not it can close by itself.
-    void this.#subscription?.close().catch(() => {})
+    void this.#subscription?.close()
   }
 
   /** Learns from pg-boss's channel which queues have new jobs. */
   async #listen (): Promise<void> {
+    if (this.#isSubscribing || this.#isStopped) return
+    this.#isSubscribing = true
     try {
       const subscription = await this.#server.listen(
         // PGlite calls this in the context of the statement that notified.
         queue => { this.#context.runInAsyncScope(() => this.#consumers.get(queue)?.wake()) },
         () => { this.#pollIn(0) }
       )
-      if (this.#isStopped) void subscription?.close().catch(() => {})
+      if (this.#isStopped) void subscription?.close()
       else this.#subscription = subscription
     } catch (error) {
       this.#server.report(error)
     }
+    this.#isSubscribing = false
   }
 
   /** Polls after so many milliseconds, or earlier if a poll is due earlier. */
@@ -121,28 +139,52 @@ export class PgBossWorker {
   /** @returns milliseconds until the next job is due */
   async #wakeDue (names: readonly string[]): Promise<number> {
     const rows = await this.#server.query(nextDue(this.#server.schema), [names]) as DueRow[]
-    for (const { name, ms } of rows) if (ms <= 0) this.#consumers.get(name)?.wake()
-    // After the job that is due now another one may follow.
-    return Math.min(POLL_MS, ...rows.map(({ ms }) => Math.max(ms, 2 * MIN_POLL_MS)))
+    const before = this.#due
+    this.#due = new Map()
+    let next = POLL_MS
+    for (const { name, at, ms } of rows) {
+      let waitMs = Math.max(ms, 2 * MIN_POLL_MS)
+      if (ms <= 0) {
+        // After the job that is due now another one may follow. One that was due before and has not started is looked for ever less often.
+        const last = before.get(name)
+        if (last?.at === at) waitMs = last.waitMs * 2
+        this.#due.set(name, { at, waitMs })
+        this.#consumers.get(name)?.wake()
+      }
+      next = Math.min(next, waitMs)
+    }
+    return next
   }
 
   async #heartbeat (): Promise<void> {
+    let nextMs = HEARTBEAT_MS
     try {
       // This comes first, so that a process that was held up does not count its own jobs as lost.
       const running = Array.from(this.#consumers.values()).flatMap(consumer => consumer.running(HEARTBEAT_MS))
-      if (running.length > 0) await this.#server.query(touch(this.#server.schema), [JSON.stringify(running)])
-      if (performance.now() - this.#lastFailureAt > GRACE_MS) {
-        await this.#server.query(reclaim(this.#server.schema), [Array.from(this.#consumers.keys())])
+      if (running.length > 0) {
+        const touched = await this.#server.query(touch(this.#server.schema), [JSON.stringify(running)])
+        if (touched.length < running.length) nextMs = HELD_HEARTBEAT_MS
       }
-      if (this.#subscription === undefined) await this.#listen()
+      const now = performance.now()
+      if (now - this.#lastFailureAt > GRACE_MS && now >= this.#nextSearchAt) await this.#returnLost()
     } catch (error) {
       this.#onFailure(error)
     }
-    if (!this.#isStopped) this.#heartbeatTimer = setTimeout(() => { void this.#heartbeat() }, HEARTBEAT_MS)
+    // A server may never answer this.
+    if (this.#subscription === undefined) void this.#listen()
+    if (!this.#isStopped) this.#heartbeatTimer = setTimeout(() => { void this.#heartbeat() }, nextMs)
+  }
+
+  async #returnLost (): Promise<void> {
+    const rows = await this.#server.query(reclaim(this.#server.schema), [Array.from(this.#consumers.keys()), this.#silent]) as LostRow[]
+    this.#silent = rows.filter(({ returned }) => !returned).map(({ id }) => id)
+    if (this.#silent.length < rows.length) this.#pollIn(0)
+    this.#nextSearchAt = performance.now() + HEARTBEAT_MS - MIN_POLL_MS
   }
 
   #onFailure (error: unknown): void {
     this.#lastFailureAt = performance.now()
+    this.#silent = []
     this.#server.report(error)
   }
 }

@@ -44,6 +44,8 @@ export class RabbitMqConsumer {
   readonly #lost = new Set<TakenJob>()
   #running = 0
   #tick = 0
+  /** How often the queue had been declared again at the last subscription. */
+  #renewals = 0
   #isPaused = false
   #isFilling = false
   #onIdle: (() => void) | undefined
@@ -79,14 +81,16 @@ export class RabbitMqConsumer {
     this.#tick++
     this.quietTicks++
     const [oldest] = this.#current?.jobs ?? []
-    if (oldest !== undefined && this.#tick - oldest.tick >= LONG_TICKS) this.renew()
+    const isLong = oldest !== undefined && this.#tick - oldest.tick >= LONG_TICKS
+    // The publisher has found that the queue was deleted, and has declared it again. RabbitMQ 3.10 may not tell the consumer.
+    const isOutdated = this.#current !== undefined && this.#renewals !== this.#address.flow.renewals
+    if (isLong || isOutdated) this.renew()
   }
 
   /** Takes jobs on a new channel from now on. */
   renew (): void {
     this.quietTicks = 0
     void this.#retire()
-    void this.#fill()
   }
 
   /** Takes no further jobs. Jobs that are on their way are returned to their queue. */
@@ -104,7 +108,7 @@ export class RabbitMqConsumer {
   /** What a lost channel had is not counted: those jobs come again, and need a seat for that. */
   get #freeSeats (): number {
     let free = this.#options.spec.concurrency - (this.#current?.seats ?? 0)
-    for (const { jobs } of this.#former) free -= jobs.size
+    for (const { taken } of this.#former) free -= taken
     return free
   }
 
@@ -114,6 +118,8 @@ export class RabbitMqConsumer {
     if (intake === undefined) return
     this.#former.add(intake)
     await intake.leave()
+    // No more jobs come on that channel, so the seats that it has not used are free.
+    void this.#fill()
   }
 
   /** Subscribes for all seats that are free. */
@@ -124,13 +130,15 @@ export class RabbitMqConsumer {
       const model = this.#model
       try {
         await this.#options.queues.declare(model, this.#queue)
+        if (this.#current === undefined) this.#renewals = this.#address.flow.renewals
         const intake = this.#current ?? await Intake.open(model, this.#queue, this.#events)
         if (this.#isPaused || this.#model !== model) {
           void intake.close()
           continue
         }
         this.#current = intake
-        await intake.subscribe(this.#freeSeats)
+        // Jobs may have come on a former channel meanwhile. To the server a limit of 0 is none.
+        if (this.#freeSeats > 0) await intake.subscribe(this.#freeSeats)
       } catch (error) {
         void this.#retire()
         // A lost connection is reported elsewhere.
@@ -189,10 +197,10 @@ export class RabbitMqConsumer {
     else void this.#options.run(delivery).then(verdict => this.#settle(job, verdict))
   }
 
-  /** The job that runs here and came in the same message. Other messages may have the same id, because other programs choose their own. */
-  #lostJobOf ({ properties: { messageId }, content }: ConsumeMessage): TakenJob | undefined {
+  /** The job that runs here and came in the same message. Other messages may have the same id, or none, because other programs choose their own. */
+  #lostJobOf ({ properties, content }: ConsumeMessage): TakenJob | undefined {
     for (const job of this.#lost) {
-      if (job.delivery.id === messageId && job.message.content.equals(content)) return job
+      if (job.message.properties.messageId === properties.messageId && job.message.content.equals(content)) return job
     }
     return undefined
   }
@@ -236,7 +244,7 @@ export class RabbitMqConsumer {
       case 'failed': {
         const keepMs = Math.min(Math.ceil(spec.keep.failed * 1000), 2 ** 32 - 1)
         if (keepMs === 0) return
-        const properties = failedCopyOf(message, { id, attempt, error: verdict.error, keepMs, room: publisher.room })
+        const properties = failedCopyOf(message, { id, attempt: Math.min(attempt, spec.attempts), error: verdict.error, keepMs, room: publisher.room })
         await publisher.publish(queues.addressOf(queues.deadQueueOf(spec.name)), message.content, properties)
       }
     }

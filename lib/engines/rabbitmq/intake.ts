@@ -52,17 +52,28 @@ export class Intake {
     return new Intake(await answered(model.createChannel()), queue, events)
   }
 
-  /** Subscribes for more jobs. Each consumer of a channel has a limit of its own. */
+  /** The jobs that the channel has, or may still get. */
+  get taken (): number {
+    return this.#isLeft ? this.jobs.size : Math.max(this.seats, this.jobs.size)
+  }
+
+  /** Subscribes for more jobs, unless the channel is being left. Each consumer of a channel has a limit of its own. */
   async subscribe (seats: number): Promise<void> {
     const count = Math.min(seats, MAX_PREFETCH)
     const consumerTag = `worker-${this.#tags.length + 1}`
     this.seats += count
-    await answered(this.#channel.prefetch(count))
-    this.#tags.push(consumerTag)
-    await answered(this.#channel.consume(this.#queue, message => {
-      if (message === null) this.#events.cancelled(this)
-      else this.#events.message(this, message)
-    }, { consumerTag }))
+    try {
+      await answered(this.#channel.prefetch(count))
+      // `leave` would not know this consumer, which would take jobs without end.
+      if (this.#isLeaving) return
+      this.#tags.push(consumerTag)
+      await answered(this.#channel.consume(this.#queue, message => {
+        if (message === null) this.#events.cancelled(this)
+        else this.#events.message(this, message)
+      }, { consumerTag }))
+    } catch (error) {
+      if (!this.#isLeaving) throw error
+    }
   }
 
   /** Takes no further jobs, and closes the channel when those that have come are acknowledged. */

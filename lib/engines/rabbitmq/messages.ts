@@ -29,7 +29,9 @@ export function toContent ({ text }: Job): Buffer {
 }
 
 /** @param waitMs the wait that is left when the message comes to its queue, 0 if there is none */
-export function toProperties ({ id, task, headers, requestId: givenId, enqueuedAt, context }: Job, waitMs: number): Options.Publish {
+export function toProperties ({ id, task, headers: given, requestId: givenId, enqueuedAt, context }: Job, waitMs: number): Options.Publish {
+  // A subscriber may have added any header. The server closes the channel over a `CC` that is a text.
+  const headers = headersOf(given, isReserved)
   const requestId = requestIdOf(givenId)
   return {
     mandatory: true,

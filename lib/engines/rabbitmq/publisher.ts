@@ -16,6 +16,8 @@ const MAX_SPARE = 4
 const MOST_BYTES = 536_870_912
 /** Ticks, of half a second, without a confirm after which a connection is given up. */
 const SILENT_TICKS = 30
+/** The same for a queue that was deleted and declared again. */
+const RENEWED_TICKS = 2
 
 /** The server never accepts a message of this size. */
 export class TooLargeError extends Error {}
@@ -32,7 +34,7 @@ export class RabbitMqPublisher {
   #maxBytes = MOST_BYTES
   #hasLeftOut = false
   /** Messages that had no queue. The server returns them first, and then confirms them as if they were stored. */
-  readonly #returned = new Set<string>()
+  readonly #returned = new Map<string, number>()
   /** Why the server has closed a channel. */
   readonly #refusals = new WeakMap<ConfirmChannel, Error>()
 
@@ -61,11 +63,14 @@ export class RabbitMqPublisher {
   /** To be called each half second. The leader of a queue can fall silent while the connection to another node is alive: a new connection finds the new leader. */
   tick (): void {
     for (const flow of this.#queues.flows()) {
+      if (flow.pending === 0) flow.isRenewed = false
       if (flow.pending === 0 || this.#blockedBy !== undefined) flow.silentTicks = 0
-      else if (++flow.silentTicks > SILENT_TICKS) {
+      else if (++flow.silentTicks > (flow.isRenewed ? RENEWED_TICKS : SILENT_TICKS)) {
+        const because = flow.isRenewed ? 'the server does not confirm what goes to a queue that was deleted and declared again' : 'the server has confirmed nothing for 15 s'
         flow.silentTicks = 0
+        flow.isRenewed = false
         const connection = this.#connection()
-        if (connection.isOpen) connection.replace(connection.model, 'the server has confirmed nothing for 15 s')
+        if (connection.isOpen) connection.replace(connection.model, because)
       }
     }
   }
@@ -137,7 +142,7 @@ export class RabbitMqPublisher {
     const confirmed = (error: unknown): void => {
       flow.pending--
       flow.silentTicks = 0
-      if (error === null) done(undefined, this.#returned.size === 0 || !this.#returned.delete(returnedKey(routingKey, options.messageId)))
+      if (error === null) done(undefined, this.#returned.size === 0 || !this.#wasReturned(returnedKey(routingKey, options.messageId)))
       else done(this.#refusalOf(channel, content) ?? plainError(error), false)
     }
     const write = (headers: unknown): boolean => channel.publish(exchange, routingKey, content, headers === options.headers ? options : { ...options, headers }, confirmed)
@@ -150,6 +155,14 @@ export class RabbitMqPublisher {
     }
     if (flow.pending++ === 0) flow.silentTicks = 0
     cork(socketOf(channel))
+  }
+
+  /** Other programs may give several messages the same id. */
+  #wasReturned (key: string): boolean {
+    const count = this.#returned.get(key) ?? 0
+    if (count > 1) this.#returned.set(key, count - 1)
+    else this.#returned.delete(key)
+    return count > 0
   }
 
   #checkSize (content: Buffer): void {
@@ -206,7 +219,10 @@ export class RabbitMqPublisher {
     const channel = await model.createConfirmChannel()
     // Each message that was under way on the channel fails by itself.
     channel.on('error', error => { this.#refusals.set(channel, error) })
-    channel.on('return', ({ fields, properties }) => { this.#returned.add(returnedKey(fields.routingKey, properties.messageId)) })
+    channel.on('return', ({ fields, properties }) => {
+      const key = returnedKey(fields.routingKey, properties.messageId)
+      this.#returned.set(key, (this.#returned.get(key) ?? 0) + 1)
+    })
     return channel
   }
 }

@@ -23,6 +23,10 @@ export interface Flow {
   pending: number
   /** Ticks since the last confirm, or since `pending` was 0. */
   silentTicks: number
+  /** The queue was declared again. RabbitMQ 3.10 may never confirm what a channel sends to it that has sent to the deleted one. */
+  isRenewed: boolean
+  /** How often the queue was declared again. */
+  renewals: number
 }
 
 /** Where a message is published. */
@@ -98,7 +102,11 @@ export class RabbitMqQueues {
 
   /** Declares the queue of a definition, or the queue of its failed jobs. A queue that exists with other settings is used as it is. */
   async declare (model: ChannelModel, queue: string): Promise<void> {
-    if (!this.#declared.has(queue)) await onChannel(model, channel => this.#declareOn(channel, queue))
+    if (this.#declared.has(queue)) return
+    await onChannel(model, channel => this.#declareOn(channel, queue))
+    const { flow } = this.addressOf(queue)
+    flow.isRenewed = true
+    flow.renewals++
   }
 
   /** Resolves to whether the channel is still open. */
@@ -139,7 +147,7 @@ export class RabbitMqQueues {
   }
 
   /** Declares again what someone has deleted. */
-  async repair (model: ChannelModel, { exchange, routingKey }: Address): Promise<void> {
+  async repair (model: ChannelModel, { exchange, routingKey, flow }: Address): Promise<void> {
     this.forget(routingKey)
     if (exchange === '') {
       await this.declare(model, routingKey)
@@ -147,6 +155,7 @@ export class RabbitMqQueues {
     }
     const step = Number(exchange.slice(exchange.lastIndexOf(':') + 1))
     await onChannel(model, channel => declareWaitQueue(channel, exchange, step))
+    flow.isRenewed = true
   }
 
   /** The queue may have been deleted: it is declared again when it is needed. */
@@ -161,7 +170,7 @@ export class RabbitMqQueues {
 }
 
 function newFlow (): Flow {
-  return { pending: 0, silentTicks: 0 }
+  return { pending: 0, silentTicks: 0, isRenewed: false, renewals: 0 }
 }
 
 /** A message keeps its routing key, which is the queue that it is for. So one exchange per step leads to the wait, and the default exchange back. */
