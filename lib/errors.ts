@@ -46,7 +46,7 @@ export const FST_BGT_INVALID_PAYLOAD = createError('FST_BGT_INVALID_PAYLOAD', 'T
 /** Two definitions have the same name. */
 export const FST_BGT_DUPLICATE_TASK = createError(
   'FST_BGT_DUPLICATE_TASK',
-  `${PACKAGE}: There are two definitions of the name "%s" in the option "tasks": a name is one queue. Rename one of them`
+  `${PACKAGE}: There are two definitions of the name "%s" in the option "tasks": a name is one queue. Rename one of them, or of a declaration pass only what its handledBy returns`
 )
 
 /** A definition is not among the app's `tasks`. */

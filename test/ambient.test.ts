@@ -155,6 +155,69 @@ t.test('timeouts: onTimeout of a connection, and the 503 of a handlerTimeout', {
   for (const place of ['onError', 'error handler', 'onSend']) t.equal(places.of('slow').get(place), 'slow', place)
 })
 
+t.test('where a connection that another request has opened calls back, the hooks that follow, the handler and the serializer find their list', async t => {
+  const found: string[] = []
+  const app = await build(t, {}, { ambient: true })
+  const note = (request: FastifyRequest, place: string): void => { found.push(`${String(request.headers['x-id'])}: ${place} ${owner()}`) }
+  app.addHook('onRequest', async request => { own(request) })
+  const waiting: Array<() => void> = []
+  let connection: NodeJS.Timeout | undefined
+  const callBack = (fn: () => void): void => {
+    waiting.push(fn)
+    connection ??= setInterval(() => { for (const fn of waiting.splice(0)) fn() }, 1)
+  }
+  t.teardown(() => { clearInterval(connection) })
+  const phases = ['onRequest', 'preParsing', 'preValidation', 'preHandler', 'preSerialization', 'onSend'] as const
+  for (const phase of phases) app.addHook(phase as 'preHandler', async request => { note(request, phase) })
+  for (const phase of phases) {
+    // Each hook calls back from the context of the first request, and the places of the next phase are noted.
+    const hook = (...args: unknown[]): void => { callBack(args.at(-1) as () => void) }
+    // Fastify calls a hook by the number of its parameters.
+    const hasPayload = phase === 'preParsing' || phase === 'preSerialization' || phase === 'onSend'
+    app.get(`/${phase}`, { [phase]: Object.defineProperty(hook, 'length', { value: hasPayload ? 4 : 3 }) }, async request => {
+      note(request, 'handler')
+      return {}
+    })
+  }
+  app.get('/reply', (request, reply) => {
+    reply.serializer(() => {
+      note(request, 'serializer')
+      return 'done'
+    })
+    callBack(() => { void reply.send({}) })
+  })
+  await app.inject({ url: '/reply', headers: { 'x-id': 'first' } })
+  await Promise.all(['/reply', ...phases.map(phase => `/${phase}`)].map(url => app.inject({ url, headers: { 'x-id': url } })))
+  t.equal(found.length, 7 + 7 + 6 * 7)
+  t.strictSame(found.filter(line => !line.endsWith(` ${line.split(':')[0] as string}`)), [])
+})
+
+t.test('WebSocket handlers and their listeners, over injectWS', async t => {
+  const found: boolean[] = []
+  const app = await build(t, {}, { ambient: true })
+  await app.register(websocket)
+  const closed = deferred()
+  app.get('/', { websocket: true }, (socket, request) => {
+    const note = (): void => { found.push(requestTasks() === request.backgroundTasks) }
+    note()
+    socket.on('message', () => {
+      note()
+      socket.send('seen')
+    })
+    socket.on('close', () => {
+      note()
+      closed.resolve()
+    })
+  })
+  await app.ready()
+  const client = await app.injectWS('/')
+  client.send('hello')
+  await once(client, 'message')
+  client.terminate()
+  await closed.promise
+  t.strictSame(found, [true, true, true])
+})
+
 t.test('WebSocket handlers and their listeners', async t => {
   const found: string[] = []
   const app = await build(t, {}, { ambient: true })

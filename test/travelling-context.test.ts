@@ -69,6 +69,7 @@ t.test('a capture that throws, or gives what cannot be stored, fails the addTask
     [async () => await Promise.reject(new Error('secret')), /context is a promise: the option "context.capture" is called synchronously$/],
     [() => circular, /context is not JSON$/],
     [() => 1n, /context is not JSON$/],
+    [() => ({ get then () { throw new Error('secret') } }), /context is not JSON$/],
     [() => () => {}, /context is the function \(anonymous\), which is not JSON$/],
     [() => 'ü'.repeat(2_048), /context has 4098 bytes as JSON, and 4096 are accepted$/]
   ]
@@ -102,6 +103,56 @@ t.test('a restore that throws, rejects or does not call run fails the attempt; o
     t.match(verdict, { kind, ...message === undefined ? { result: 'result' } : { error: { message } } })
     t.strictSame(found, kind === 'done' ? ['ran'] : [])
     t.equal(logs.filter(({ msg }) => msg === 'onFailed of a background task failed').length, kind === 'done' ? 0 : 1)
+  }
+})
+
+t.test('whatever restore does with run, the attempt is made once, ends before the next one starts, and fails with the first error', async t => {
+  const late: Array<() => unknown> = []
+  const restores: Array<[restore: TaskContextOptions['restore'], message: RegExp]> = [
+    // A handler that throws synchronously.
+    [(_value, run) => { try { return run() } catch { return undefined } }, /^handler$/],
+    [(_value, run) => { try { return run() } catch { return run() } }, /^handler$/],
+    // A handler that rejects later.
+    [async (_value, run) => { try { await run() } catch {} }, /^handler$/],
+    [(_value, run) => { void run(); throw new Error('restore') }, /^restore$/],
+    [async (_value, run) => { void run(); throw new Error('restore') }, /^restore$/],
+    [async (_value, run) => { void run(); await sleep(20) }, /^handler$/],
+    // A call that comes too late.
+    [(_value, run) => { late.push(run) }, /has to call run/]
+  ]
+  for (const [index, [restore, message]] of restores.entries()) {
+    found.length = 0
+    let running = 0
+    const fails = defineTask({
+      name: 'fails',
+      retry: { attempts: 2, backoff: { delay: 1 } },
+      handler () {
+        found.push(`ran beside ${running}`)
+        if (index < 2) throw new Error('handler')
+        running++
+        return sleep(5).then(() => { running--; throw new Error('handler') })
+      }
+    })
+    const { app } = await start(t, { tasks: [fails], context: { capture: () => null, restore } })
+    app.get('/', async request => request.backgroundTasks.addTask(fails, null).id)
+    const { body: id } = await app.inject('/')
+    await app.backgroundTasks.idle()
+    for (const run of late) t.equal(run(), undefined)
+    t.match(await app.backgroundTasks.get(fails, id), { state: 'failed', attempt: 2, error: { message } })
+    t.strictSame(found, late.length > 0 ? [] : Array(2).fill('ran beside 0'), `restore ${index}`)
+  }
+})
+
+t.test('a lazy thenable that a handler returns is started once', async t => {
+  for (const restore of [context.restore, async (_value: never, run: () => unknown) => await run()]) {
+    let started = 0
+    const query = defineTask({ name: 'query', handler: () => ({ then (resolve: (value: string) => void) { resolve(`row ${++started}`) } }) as unknown })
+    const { app } = await start(t, { tasks: [query], context: { capture: () => null, restore } })
+    app.get('/', async request => request.backgroundTasks.addTask(query, null).id)
+    const { body: id } = await app.inject('/')
+    await app.backgroundTasks.idle()
+    t.match(await app.backgroundTasks.get(query, id), { state: 'succeeded', result: 'row 1' })
+    t.equal(started, 1)
   }
 })
 

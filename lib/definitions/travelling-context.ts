@@ -47,18 +47,35 @@ export class TravellingContext {
    * @param text the value as JSON
    */
   around (text: string, call: () => unknown): unknown {
-    let called: { readonly result: unknown } | undefined
-    const done = (): unknown => {
-      if (called === undefined) throw new Error('the option "context.restore" has to call run: it ended without that')
-      return called.result
+    let made: Made | undefined
+    let isOver = false
+    const ended = (): unknown => {
+      isOver = true
+      if (made === undefined) throw new Error('the option "context.restore" has to call run: it ended without that')
+      return answer(made)
     }
-    const restored: unknown = this.#options.restore(JSON.parse(text) as never, () => {
-      // A second call is given the result of the first: an attempt is made once.
-      called ??= { result: call() }
-      return called.result
-    })
-    const waits = promiseOf(restored)
-    return waits === undefined ? done() : waits.then(done)
+    const failed = (error: unknown): unknown => {
+      isOver = true
+      const running = made !== undefined && 'result' in made ? promiseOf(made.result) : undefined
+      if (running === undefined) throw error
+      // The next attempt must not start while this one runs.
+      const rethrow = (): never => { throw error }
+      return running.then(rethrow, rethrow)
+    }
+    const run = (): unknown => {
+      // An attempt that has failed is not made any more.
+      if (made === undefined && isOver) return undefined
+      // A second call is given what the first one had: an attempt is made once.
+      made ??= make(call)
+      return answer(made)
+    }
+    let waits: Promise<unknown> | undefined
+    try {
+      waits = promiseOf(this.#options.restore(JSON.parse(text) as never, run))
+    } catch (error) {
+      return failed(error)
+    }
+    return waits === undefined ? ended() : waits.then(ended, failed)
   }
 
   /** @throws FST_BGT_INVALID_PAYLOAD if `capture` throws, or what it returns is not JSON */
@@ -69,16 +86,38 @@ export class TravellingContext {
     } catch (error) {
       throw invalid(name, 'cannot be captured: the option "context.capture" threw', error)
     }
-    if (isThenable(value)) {
-      promiseOf(value)?.catch(() => {})
-      throw invalid(name, 'is a promise: the option "context.capture" is called synchronously')
-    }
+    let isPromise: boolean
+    let text: string | undefined
     try {
-      return { value, text: JSON.stringify(value) }
+      isPromise = isThenable(value)
+      text = isPromise ? undefined : JSON.stringify(value)
     } catch (error) {
       throw invalid(name, 'is not JSON', error)
     }
+    if (isPromise) throw invalid(name, 'is a promise: the option "context.capture" is called synchronously')
+    return { value, text }
   }
+}
+
+/** What a call returned or threw. */
+type Made = { readonly result: unknown } | { readonly error: unknown }
+
+function make (call: () => unknown): Made {
+  try {
+    const result = call()
+    // `restore` and the attempt both wait for the result, and a thenable may start its work with each call of `then`.
+    const promise = promiseOf(result)
+    // The attempt waits for the promise when `restore` has ended, which may be after the promise has rejected.
+    promise?.catch(() => {})
+    return { result: promise ?? result }
+  } catch (error) {
+    return { error }
+  }
+}
+
+function answer (made: Made): unknown {
+  if ('error' in made) throw made.error
+  return made.result
 }
 
 /** Whether a stored value is one that was captured: JSON of a length that is accepted. */

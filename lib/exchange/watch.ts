@@ -70,7 +70,7 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
   app.decorateRequest(kReply, null)
   app.decorateReply(kExchange, null)
 
-  app.addHook('onRoute', backgroundTasksOnRoute)
+  app.addHook('onRoute', onRoute(isAmbient))
   for (const instance of instancesOf(app)) {
     instance.addHook('onRequest', function backgroundTasksOnRequest (request, reply, done) {
       attachReply(request, reply)
@@ -88,13 +88,16 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
     })
     instance.addHook('onSend', isAmbient ? partOf(backgroundTasksOnSend) : backgroundTasksOnSend)
     instance.addHook('onError', isAmbient ? partOf(backgroundTasksOnError) : backgroundTasksOnError)
-    if (isAmbient) instance.addHook('onTimeout', partOf((_request, _reply, done: () => void) => { done() }))
+    if (isAmbient) {
+      for (const name of ['preValidation', 'preHandler'] as const) instance.addHook(name as 'preHandler', partOf((_request, _reply, done: () => void) => { done() }))
+      for (const name of ['preParsing', 'preSerialization'] as const) instance.addHook(name as 'preSerialization', partOf((_request, _reply, _payload, done: () => void) => { done() }))
+    }
   }
 }
 
 /**
- * Makes a hook, and the hooks after it, part of their request, where Fastify may come from a timer, or from code that has replied elsewhere.
- * The other hooks follow from `onRequest`, and from the events that {@link carryRequest} carries.
+ * Makes a hook, and the hooks after it, part of their request. Fastify may come from a timer, or from the callback of a connection that
+ * another request has opened: such code calls the `done` of a hook, and replies.
  */
 function partOf<Rest extends unknown[]> (hook: (request: FastifyRequest, reply: FastifyReply, ...rest: Rest) => void): (request: FastifyRequest, reply: FastifyReply, ...rest: Rest) => void {
   // Fastify calls a hook by the number of its parameters.
@@ -236,27 +239,33 @@ function failed (reply: ExchangeReply, error: unknown): void {
 type Handler = (this: FastifyInstance, request: FastifyRequest, reply: FastifyReply) => unknown
 const watched = new WeakSet<Handler>()
 
-function backgroundTasksOnRoute (this: FastifyInstance, route: RouteOptions & { websocket?: boolean, wsHandler?: unknown }): void {
-  route.config = { ...route.config, [kHasLastHook]: true } as object
-  const putLast = (): void => { route.onSend = [...[route.onSend ?? []].flat().filter(hook => hook !== backgroundTasksLastOnSend), backgroundTasksLastOnSend] as never }
-  putLast()
-  // Our hook also has to come after the hooks that `onRoute` hooks of other plugins add. Fastify reads them when all plugins are loaded.
-  this.after(putLast)
-  // The handlers of @fastify/websocket take other arguments. A HEAD route has the handler of its GET route, which is watched already.
-  if (route.websocket === true || route.wsHandler !== undefined || watched.has(route.handler as Handler)) return
-  route.handler = watchHandler(route.handler as Handler)
+function onRoute (isAmbient: boolean) {
+  return function backgroundTasksOnRoute (this: FastifyInstance, route: RouteOptions & { websocket?: boolean, wsHandler?: unknown }): void {
+    route.config = { ...route.config, [kHasLastHook]: true } as object
+    const putLast = (): void => { route.onSend = [...[route.onSend ?? []].flat().filter(hook => hook !== backgroundTasksLastOnSend), backgroundTasksLastOnSend] as never }
+    putLast()
+    // Our hook also has to come after the hooks that `onRoute` hooks of other plugins add. Fastify reads them when all plugins are loaded.
+    this.after(putLast)
+    // The handlers of @fastify/websocket take other arguments. A HEAD route has the handler of its GET route, which is watched already.
+    if (route.websocket === true || route.wsHandler !== undefined || watched.has(route.handler as Handler)) return
+    route.handler = watchHandler(route.handler as Handler, isAmbient)
+  }
+}
+
+function call (handler: Handler, app: FastifyInstance, request: FastifyRequest, reply: FastifyReply): unknown {
+  return handler.call(app, request, reply)
 }
 
 /** Properties that each function has of its own, and that are not copied. */
 const OF_ANY_FUNCTION: ReadonlySet<PropertyKey> = new Set(['prototype', 'arguments', 'caller'])
 
 /** Wraps a handler, to see what it returns: after an abort nothing else may tell that the handler has ended. */
-function watchHandler (handler: Handler): Handler {
+function watchHandler (handler: Handler, isAmbient: boolean): Handler {
   function watchedHandler (this: FastifyInstance, request: FastifyRequest, reply: ExchangeReply): unknown {
     let returned: unknown
     noteHandled(reply)
     try {
-      returned = handler.call(this, request, reply)
+      returned = isAmbient ? asPartOf(request, call, handler, this, request, reply) : handler.call(this, request, reply)
     } catch (error) {
       failed(reply, error)
       throw error
