@@ -262,7 +262,8 @@ t.test('a hook before this plugin that adds a task and answers by hand, over HTT
   t.teardown(() => { session.destroy() })
   session.request({ ':path': '/' }).resume()
   const sentAt = performance.now()
-  while (app.backgroundTasks.length === 0) await sleep(1)
+  // The task may have run before anybody looks at the list.
+  while (witness.outcome === undefined) await sleep(1)
   await app.backgroundTasks.idle()
   t.ok(performance.now() - sentAt < 5_000, 'not after 10 s of silence')
   t.strictSame(witness.take(), ['task'])

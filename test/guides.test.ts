@@ -412,7 +412,7 @@ for (const [name, open] of Object.entries(places)) {
     await place.retry('send-email', id)
     await worker(sendEmail)
     await until(async () => (await web.app.backgroundTasks.get(sendEmail, id))?.state === 'succeeded')
-    t.match(await web.app.backgroundTasks.get(sendEmail, id), { attempt: 2 })
+    t.match(await web.app.backgroundTasks.get(sendEmail, id), { attempt: 1 }, 'all its attempts again')
     t.strictSame(ran, ['other', 'ada'])
   })
 }

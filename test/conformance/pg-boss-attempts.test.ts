@@ -5,6 +5,8 @@ import { defineTask, type TaskRecord } from '../../lib/index.js'
 import { start } from '../support/app.js'
 import { openPostgres } from '../support/postgres.js'
 
+t.setTimeout(180_000)
+
 async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
   while (!await isSo()) await new Promise(resolve => { setTimeout(resolve, 20) })
 }

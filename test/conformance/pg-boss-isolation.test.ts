@@ -10,6 +10,8 @@ import { defineTask, type EnqueueOptions, type TaskSpec } from '../../lib/index.
 import { deferred, start } from '../support/app.js'
 import { openPostgres, type OpenPostgres } from '../support/postgres.js'
 
+t.setTimeout(180_000)
+
 type Tx = NonNullable<EnqueueOptions['tx']>
 
 async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {

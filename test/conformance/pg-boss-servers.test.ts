@@ -12,6 +12,8 @@ import { opened } from '../support/opened.js'
 import { openPostgres } from '../support/postgres.js'
 import { postgresServer, proxyTo } from '../support/servers.js'
 
+t.setTimeout(180_000)
+
 async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
   while (!await isSo()) await new Promise(resolve => { setTimeout(resolve, 20) })
 }

@@ -9,6 +9,8 @@ import { defineTask, type Json, type TaskEnqueueMessage } from '../../lib/index.
 import { start } from '../support/app.js'
 import { openPostgres } from '../support/postgres.js'
 
+t.setTimeout(180_000)
+
 async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
   while (!await isSo()) await new Promise(resolve => { setTimeout(resolve, 20) })
 }
