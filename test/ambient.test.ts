@@ -1,6 +1,6 @@
 /** `fastify-background-tasks/ambient`: code that is not handed the request finds its list, and never that of another request. */
 import { AsyncLocalStorage } from 'node:async_hooks'
-import { once } from 'node:events'
+import { EventEmitter, once } from 'node:events'
 import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import websocket from '@fastify/websocket'
@@ -8,6 +8,7 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest }
 import t from 'tap'
 import { WebSocket } from 'ws'
 import { addTask, requestTasks } from '../lib/ambient.js'
+import { carryRequest } from '../lib/exchange/carry-request.js'
 import backgroundTasks, { BackgroundTask, defineTask } from '../lib/index.js'
 import { recordTasks } from '../lib/testing.js'
 import { deferred, start } from './support/app.js'
@@ -341,4 +342,25 @@ t.test('a raw request that nobody may change is served all the same', async t =>
   t.equal((await app.inject({ url: '/', headers: { 'x-id': 'a' } })).statusCode, 200)
   await app.backgroundTasks.idle()
   t.strictSame(found, ['a'])
+})
+
+t.test('stand-ins that emit nothing are left alone', async t => {
+  const standIns: Array<[raw: object, response: object]> = [
+    [{ httpVersionMajor: 1, socket: {} }, {}],
+    [{ upgrade: true }, {}]
+  ]
+  for (const [raw, response] of standIns) {
+    carryRequest({ raw } as unknown as FastifyRequest, { raw: response } as unknown as FastifyReply)
+    t.strictSame([Object.hasOwn(raw, 'emit'), Object.hasOwn(response, 'emit')], [false, false])
+  }
+})
+
+t.test('of several requests that Fastify makes of one raw request, the last one counts', async t => {
+  const [raw, response] = [new EventEmitter(), new EventEmitter()]
+  const requests = ['first', 'last'].map(id => ({ raw, id, backgroundTasks: { id } }) as unknown as FastifyRequest)
+  for (const request of requests) carryRequest(request, { raw: response } as unknown as FastifyReply)
+  const found: unknown[] = []
+  raw.on('data', text => { found.push(text, requestTasks()) })
+  raw.emit('data', 'text')
+  t.strictSame(found, ['text', { id: 'last' }], 'its listener is called once')
 })

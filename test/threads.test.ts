@@ -167,6 +167,7 @@ t.test('a declaration is refused where it would have to run, twice, and with a h
   await t.rejects(start(t, { tasks: [resize], engine: new StubEngine(), fallback: 'local' }), nothingToRun)
   await t.rejects(start(t, { tasks: [resize, resize.handledBy(() => {})] }), { code: 'FST_BGT_DUPLICATE_TASK' })
   t.throws(() => declareTask({ name: 'a', handler () {} } as never), { code: 'FST_BGT_INVALID_OPTION', message: /^declareTask has no option "handler"/ })
+  t.equal(declareTask.withTypeProvider()({ name: 'a', payload: {} }).name, 'a')
   t.throws(() => declareTask({} as never), { code: 'FST_BGT_INVALID_OPTION', message: /^declareTask needs the option "name"; received none$/ })
   for (const bad of [undefined, null, 7, './relative.js', function * () {}]) t.throws(() => resize.handledBy(bad as never), { code: 'FST_BGT_INVALID_OPTION' }, String(bad))
   t.throws(() => resize.handledBy(() => {}, { onFail () {} } as never), { code: 'FST_BGT_INVALID_OPTION', message: /handledBy of the task "resize" has no option "onFail"/ })

@@ -75,7 +75,7 @@ export async function enqueue (intake: Intake, definition: AnyTaskDefinition, pa
   const { id } = task
   if (dispatch === undefined) return addHere()
   try {
-    const [receipt = { id, duplicate: false }] = await dispatch.link.enqueue([task.toStored()], transaction)
+    const [receipt = { id, duplicate: false }] = await dispatch.link.enqueue([task.toStored()], transaction).finally(() => { transaction?.end() })
     if (!receipt.duplicate) runner.ledger.enqueuedAlone(task)
     return receipt
   } catch (err) {
@@ -84,8 +84,6 @@ export async function enqueue (intake: Intake, definition: AnyTaskDefinition, pa
     if (tx !== undefined || !dispatch.fallsBack) throw err
     attempt(() => { runner.log.warn({ err, task: { id, name: definition.name } }, 'background task could not be stored: it runs here') })
     return addHere()
-  } finally {
-    transaction?.end()
   }
 
   function addHere (): Receipt {
