@@ -119,7 +119,7 @@ export class TaskWorker extends Worker<unknown, Json, string> {
     if (Date.now() - (job.processedOn ?? 0) > (this.opts.lockDuration as number)) await this.#restoreLock(job, token)
     switch (verdict.kind) {
       case 'done':
-        return await this.#toKept(verdict.result, job)
+        return verdict.result === null ? null : await this.#toKept(verdict.result, job)
       case 'released':
         await job.moveToWait(token)
         throw new WaitingError()
@@ -135,7 +135,6 @@ export class TaskWorker extends Worker<unknown, Json, string> {
 
   /** A result that the server would not take ends the connection, and the job would start again. */
   async #toKept (result: Json, { id }: TaskBullJob): Promise<Json> {
-    if (result === null) return null
     const text = JSON.stringify(result)
     const refusal = text.length > LARGE ? await this.#sizes.refusal('It', text) : undefined
     if (refusal === undefined) return result
