@@ -166,7 +166,7 @@ t.test('an onFailed or onError that never settles holds up the next task for 30 
 
 t.test('the lines of a job have the id of its request under the app\'s own label, wherever Fastify keeps the label', async t => {
   const lined = defineTask({ name: 'lined', handler (_, { log }) { log.info('job') } })
-  // Fastify has this class since 5.10.
+  // Fastify 5.0 does not have this class.
   const { LogController } = fastify as unknown as { LogController?: new (options: object) => never }
   const servers: Array<[label: string, server: FastifyServerOptions]> = [['reqId', {}], ['traceId', { requestIdLogLabel: 'traceId' }]]
   if (LogController !== undefined) servers.push(['spanId', { logController: new LogController({ requestIdLogLabel: 'spanId' }) } as FastifyServerOptions])

@@ -20,7 +20,7 @@ interface Attempted {
 }
 
 /**
- * The name that the app's log lines use for the id of a request. A `LogController` (Fastify 5.10 and later) has its own, and Fastify keeps
+ * The name that the app's log lines use for the id of a request. A `LogController` of a newer Fastify 5 has its own, and Fastify keeps
  * the controller in a property that is not public. Without one it is an option of the app.
  */
 export function requestIdLabelOf (app: FastifyInstance): string {
