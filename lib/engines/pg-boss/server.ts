@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { ConstructorOptions, Db, JobInsert, JobWithMetadata } from 'pg-boss'
+import { attempt } from '../../foreign.js'
 import { within } from '../../limits.js'
 import type { EngineEvents, TaskSpec } from '../engine.js'
 import { checkCoupling } from './coupling.js'
@@ -51,7 +52,7 @@ export class PgBossServer {
       succeeded: since => { if (since > this.#failedAt) this.#isOut = false },
       replaced: async (error, since) => await this.#areReplaced(error, since),
       warn: message => {
-        if (!this.closing.aborted) events.log.warn(`background task engine "pg-boss": ${message}`)
+        if (!this.closing.aborted) attempt(() => { events.log.warn(`background task engine "pg-boss": ${message}`) })
       }
     }
     const sweep = sweepSeconds(tasks)

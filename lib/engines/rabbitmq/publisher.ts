@@ -1,6 +1,7 @@
 /** The publishing side of the RabbitMQ engine. The server confirms each message, or publishing it rejects. */
 import { IllegalOperationError, type ChannelModel, type ConfirmChannel, type Options } from 'amqplib'
 import type { FastifyBaseLogger } from 'fastify'
+import { attempt } from '../../foreign.js'
 import { cork } from '../cork.js'
 import { headersOf } from '../stored-task.js'
 import { plainError } from '../plain-error.js'
@@ -172,7 +173,7 @@ export class RabbitMqPublisher {
   #leaveOut (name: string): void {
     if (this.#hasLeftOut) return
     this.#hasLeftOut = true
-    this.#log.warn(`background task engine "rabbitmq": the header "${name.slice(0, 100)}" of a job was left out, because the headers have more bytes than RabbitMQ accepts here (${this.#room}). Further ones are left out without a warning`)
+    attempt(() => { this.#log.warn(`background task engine "rabbitmq": the header "${name.slice(0, 100)}" of a job was left out, because the headers have more bytes than RabbitMQ accepts here (${this.#room}). Further ones are left out without a warning`) })
   }
 
   #refusalOf (channel: ConfirmChannel, content: Buffer): Error | undefined {

@@ -1,6 +1,7 @@
 /** The queues of the engine: one per definition, one more per definition for what has failed for good, and the queues where jobs wait. */
 import type { Channel, ChannelModel, Options } from 'amqplib'
 import type { FastifyBaseLogger } from 'fastify'
+import { attempt } from '../../foreign.js'
 import type { TaskSpec } from '../engine.js'
 import { answered, onChannel } from './connection.js'
 
@@ -120,7 +121,7 @@ export class RabbitMqQueues {
     } catch (error) {
       if ((error as { code?: unknown }).code !== 406) throw error
       this.#declared.add(queue)
-      this.#log.warn(`background task engine "rabbitmq": the queue "${queue}" exists with other settings, and is used as it is. If it is no quorum queue, it counts no deliveries: a job whose process has died is then stored once more, with its count, before it starts again`)
+      attempt(() => { this.#log.warn(`background task engine "rabbitmq": the queue "${queue}" exists with other settings, and is used as it is. If it is no quorum queue, it counts no deliveries: a job whose process has died is then stored once more, with its count, before it starts again`) })
       return false
     }
   }
