@@ -108,3 +108,19 @@ t.test('a message without an id whose connection is lost while it runs is not st
   await until(() => ran.includes(2))
   t.strictSame(ran, [1, 2])
 })
+
+t.test('a logger that throws costs no job: neither a foreign queue nor a header that does not fit', async t => {
+  const broker = await openRabbitMq(t)
+  if (broker === undefined) return
+  await broker.channel.assertQueue(`${broker.prefix}.note`, { durable: true })
+  const ran: unknown[] = []
+  const note = defineTask({ name: 'note', handler (_: null, { headers }) { ran.push(Object.keys(headers)) } })
+  const { app } = await start(t, { tasks: [note], engine: broker.engine({ url: `${broker.url}?frameMax=8192` }) })
+  app.log.warn = () => { throw new Error('hostile') }
+  app.get('/', async request => { request.backgroundTasks.addTask(note, null) })
+  await app.ready()
+  const reply = await app.inject({ url: '/', headers: { traceparent: '00-1-2-01', baggage: `k=${'v'.repeat(9_000)}` } })
+  t.equal(reply.statusCode, 200)
+  await until(() => ran.length === 1)
+  t.strictSame(ran, [['traceparent']])
+})
