@@ -28,7 +28,8 @@ export async function rabbitmqCluster (t: Test): Promise<BrokerCluster> {
   const host = await brokerHost()
   t.teardown(() => { host.remove() })
   const peers = NAMES.map((name, i) => `cluster_formation.classic_config.nodes.${i + 1} = ${name}@localhost\n`).join('')
-  const conf = `cluster_formation.peer_discovery_backend = classic_config\n${peers}`
+  // Without `autoheal` a node that was paused for long never comes back into its cluster.
+  const conf = `cluster_formation.peer_discovery_backend = classic_config\ncluster_partition_handling = autoheal\n${peers}`
   const nodes: BrokerNode[] = []
   for (const name of NAMES) nodes.push({ ...await rabbitmqServer({ conf, node: { name, host } }), name: `${name}@localhost` })
   t.teardown(() => Promise.all(nodes.map(node => node.remove())))
