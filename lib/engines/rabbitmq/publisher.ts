@@ -19,6 +19,10 @@ const MOST_BYTES = 536_870_912
 const SILENT_TICKS = 30
 /** The same for a queue that was deleted and declared again. */
 const RENEWED_TICKS = 2
+/** Fewest ticks between two channels that take the place of one on which a message was refused. */
+const REFUSED_TICKS = 4
+/** Milliseconds that a channel which was replaced has for its confirms. */
+const FORMER_MS = 10_000
 
 /** The server never accepts a message of this size. */
 export class TooLargeError extends Error {}
@@ -31,6 +35,9 @@ export class RabbitMqPublisher {
   #spare: ConfirmChannel[] = []
   #blockedBy: string | undefined
   #room = 0
+  /** The server has refused a message since the last channel was opened. */
+  #hasRefused = false
+  #channelTicks = 0
   /** The most bytes of a message, as far as it is known. */
   #maxBytes = MOST_BYTES
   #hasLeftOut = false
@@ -63,6 +70,7 @@ export class RabbitMqPublisher {
 
   /** To be called each half second. The leader of a queue can fall silent while the connection to another node is alive: a new connection finds the new leader. */
   tick (): void {
+    if (++this.#channelTicks >= REFUSED_TICKS && this.#hasRefused) void this.#renewChannel()
     for (const flow of this.#queues.flows()) {
       if (flow.pending === 0) flow.isRenewed = false
       if (flow.pending === 0 || this.#blockedBy !== undefined) flow.silentTicks = 0
@@ -144,7 +152,10 @@ export class RabbitMqPublisher {
       flow.pending--
       flow.silentTicks = 0
       if (error === null) done(undefined, this.#returned.size === 0 || !this.#wasReturned(returnedKey(routingKey, options.messageId)))
-      else done(this.#refusalOf(channel, content) ?? plainError(error), false)
+      else {
+        this.#hasRefused = true
+        done(this.#refusalOf(channel, content) ?? plainError(error), false)
+      }
     }
     const write = (headers: unknown): boolean => channel.publish(exchange, routingKey, content, headers === options.headers ? options : { ...options, headers }, confirmed)
     try {
@@ -214,6 +225,23 @@ export class RabbitMqPublisher {
       this.#openChannel(model).then(opened => { this.#channel = opened }, () => { this.#connection().replace(model, 'the channel could not be opened again') })
     })
     return channel
+  }
+
+  /**
+   * RabbitMQ 3.10 refuses for ever what a channel sends to a queue if the queue had no leader when the channel sent its first message, as after
+   * a node has died. A new channel finds the leader. What is under way on the old one is confirmed there.
+   */
+  async #renewChannel (): Promise<void> {
+    const former = this.#channel
+    const connection = this.#connection()
+    this.#hasRefused = false
+    this.#channelTicks = 0
+    if (former === undefined || !connection.isOpen) return
+    const channel = await this.#openChannel(connection.model).catch(() => undefined)
+    if (channel === undefined) return
+    const isCurrent = this.#channel === former
+    if (isCurrent) this.#channel = channel
+    setTimeout(() => { void quietly(() => (isCurrent ? former : channel).close()) }, FORMER_MS).unref()
   }
 
   async #newChannel (model: ChannelModel): Promise<ConfirmChannel> {
