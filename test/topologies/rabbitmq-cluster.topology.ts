@@ -51,7 +51,7 @@ t.test('RabbitMQ with three nodes', async t => {
   }
 
   for (const [what, fault] of Object.entries(faults)) {
-    // A paused node that leads the queues, too, is another case: RabbitMQ 3.10 confirms nothing until its cluster has noticed (`net_ticktime`, 45 to 75 s), or longer.
+    // A paused node that leads the queues, too, is another case: RabbitMQ 3.10 confirms nothing until its cluster has noticed (`net_ticktime`, 45 to 75 s).
     const known = what === 'paused' ? [two, three] : nodes
     await t.test(`the node of the app is ${what}, and the app knows ${known.length}`, async t => {
       const prefix = `urls-${what}`
