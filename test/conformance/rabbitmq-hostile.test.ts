@@ -1,6 +1,7 @@
 /** What other people do to the queues of the RabbitMQ engine, and what their messages and subscribers say. */
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { connect, type ConfirmChannel } from 'amqplib'
 import t from 'tap'
 import { defineTask } from '../../lib/index.js'
 import { start } from '../support/app.js'
@@ -97,6 +98,8 @@ t.test('a message without an id whose connection is lost while it runs is not st
   await until(() => ran.length === 1)
   line.refuse()
   await until(() => logs.some(({ msg }) => /There is no connection/.test(msg)))
+  // Until the server has noticed, too, the old consumer looks like the new one.
+  await until(async () => (await broker.channel.checkQueue(queue)).consumerCount === 0)
   line.accept()
   // It has come again when no message is left and the consumer is back.
   await until(async () => {
@@ -123,4 +126,40 @@ t.test('a logger that throws costs no job: neither a foreign queue nor a header 
   t.equal(reply.statusCode, 200)
   await until(() => ran.length === 1)
   t.strictSame(ran, [['traceparent']])
+})
+
+t.test('a channel that refuses for ever is replaced; a queue that is full refuses its own jobs, and none of a neighbour', async t => {
+  const broker = await openRabbitMq(t)
+  if (broker === undefined) return
+  const { channel, prefix } = broker
+  const full = { 'x-queue-type': 'quorum', 'x-overflow': 'reject-publish', 'x-max-length': 1 }
+  await channel.assertQueue(`${prefix}.full`, { durable: true, arguments: full })
+  const note = defineTask({ name: 'note', handler (_: number) {} })
+  const blocked = defineTask({ name: 'full', handler () {} })
+  const { app } = await start(t, { tasks: [note, blocked], engine: broker.engine(), worker: false })
+  await app.ready()
+
+  await until(() => app.backgroundTasks.enqueue(blocked).then(() => false, () => true))
+  const refusing = setInterval(() => { app.backgroundTasks.enqueue(blocked).catch(() => {}) }, 20)
+  t.teardown(() => { clearInterval(refusing) })
+  // One after another takes seconds, and the channel is replaced meanwhile.
+  for (let n = 0; n < 4_000; n++) await app.backgroundTasks.enqueue(note, n)
+  clearInterval(refusing)
+  t.equal((await channel.checkQueue(`${prefix}.note`)).messageCount, 4_000)
+
+  // As RabbitMQ 3.10 does when the queue had no leader at the first message.
+  const other = await connect(broker.url)
+  const Channel = Object.getPrototypeOf(await other.createConfirmChannel()) as Pick<ConfirmChannel, 'publish'>
+  await other.close()
+  const { publish } = Channel
+  t.teardown(() => { Channel.publish = publish })
+  let broken: unknown
+  Channel.publish = function (...args) {
+    broken ??= this
+    if (this !== broken) return publish.apply(this, args)
+    process.nextTick(args[4] as (error: Error) => void, new Error('message nacked'))
+    return true
+  }
+  await t.rejects(app.backgroundTasks.enqueue(note, 0))
+  await until(() => app.backgroundTasks.enqueue(note, 0).then(() => true, () => false), 'a job is stored', 10_000)
 })

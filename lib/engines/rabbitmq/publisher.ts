@@ -35,8 +35,9 @@ export class RabbitMqPublisher {
   #spare: ConfirmChannel[] = []
   #blockedBy: string | undefined
   #room = 0
-  /** The server has refused a message since the last channel was opened. */
-  #hasRefused = false
+  /** The last channel on which the server has refused a message. */
+  #refusing: ConfirmChannel | undefined
+  /** Ticks since a channel was last replaced over that. */
   #channelTicks = 0
   /** The most bytes of a message, as far as it is known. */
   #maxBytes = MOST_BYTES
@@ -70,7 +71,7 @@ export class RabbitMqPublisher {
 
   /** To be called each half second. The leader of a queue can fall silent while the connection to another node is alive: a new connection finds the new leader. */
   tick (): void {
-    if (++this.#channelTicks >= REFUSED_TICKS && this.#hasRefused) void this.#renewChannel()
+    if (++this.#channelTicks >= REFUSED_TICKS && this.#channel !== undefined && this.#channel === this.#refusing) void this.#renewChannel(this.#channel)
     for (const flow of this.#queues.flows()) {
       if (flow.pending === 0) flow.isRenewed = false
       if (flow.pending === 0 || this.#blockedBy !== undefined) flow.silentTicks = 0
@@ -153,7 +154,7 @@ export class RabbitMqPublisher {
       flow.silentTicks = 0
       if (error === null) done(undefined, this.#returned.size === 0 || !this.#wasReturned(returnedKey(routingKey, options.messageId)))
       else {
-        this.#hasRefused = true
+        this.#refusing = channel
         done(this.#refusalOf(channel, content) ?? plainError(error), false)
       }
     }
@@ -231,17 +232,15 @@ export class RabbitMqPublisher {
    * RabbitMQ 3.10 refuses for ever what a channel sends to a queue if the queue had no leader when the channel sent its first message, as after
    * a node has died. A new channel finds the leader. What is under way on the old one is confirmed there.
    */
-  async #renewChannel (): Promise<void> {
-    const former = this.#channel
-    const connection = this.#connection()
-    this.#hasRefused = false
+  async #renewChannel (former: ConfirmChannel): Promise<void> {
     this.#channelTicks = 0
-    if (former === undefined || !connection.isOpen) return
+    const connection = this.#connection()
+    if (!connection.isOpen) return
     const channel = await this.#openChannel(connection.model).catch(() => undefined)
     if (channel === undefined) return
-    const isCurrent = this.#channel === former
-    if (isCurrent) this.#channel = channel
-    setTimeout(() => { void quietly(() => (isCurrent ? former : channel).close()) }, FORMER_MS).unref()
+    const isWanted = this.#channel === former
+    if (isWanted) this.#channel = channel
+    setTimeout(() => { void quietly(() => (isWanted ? former : channel).close()) }, FORMER_MS).unref()
   }
 
   async #newChannel (model: ChannelModel): Promise<ConfirmChannel> {
