@@ -4,7 +4,7 @@ import { readOr } from '../../foreign.js'
 import type { Delivery, Job, JobError, JobRecord, JobState, Json } from '../engine.js'
 import { enqueuedAtOf, isObject, readJobError, type StoredTask, toDelivery as readDelivery, toIso, toStored, toStoredText } from '../stored-task.js'
 import { RETRY_LIMIT } from './texts.js'
-import { fromOutput, inKeyOrder, isStorable, type KeyOrder, keyOrder, MARK, parse } from './values.js'
+import { fromOutput, inKeyOrder, isStorable, keyOrder, MARK, parse } from './values.js'
 
 /** A job as a queue hands it out. */
 export interface FetchedJob {
@@ -34,9 +34,10 @@ export function toDelivery (task: string, { id, data, retryCount }: FetchedJob):
   return readDelivery(task, id, retryCount + 1, fromData(data))
 }
 
-/** A stored task as the data of a job: with the order of its keys where that has to be kept, or as one text. */
+/** A stored task as the data of a job: with the order of the keys of its payload where `jsonb` would change it, or as one text. */
 interface Data extends Partial<StoredTask> {
-  [MARK]?: string | KeyOrder
+  keys?: string
+  [MARK]?: string
 }
 
 function toData (job: Job): Data {
@@ -45,16 +46,17 @@ function toData (job: Job): Data {
   return readOr<Data>({ [MARK]: text }, () => {
     const data: Data = toStored(job)
     const order = keyOrder(data.payload as Json)
-    if (order !== undefined) data[MARK] = order
+    if (order !== undefined) data.keys = order
     return data
   })
 }
 
 /** The stored form of a task in the data of a job, whoever wrote it. */
 function fromData (data: unknown): unknown {
-  if (!isObject(data) || !Object.hasOwn(data, MARK)) return data
-  const { [MARK]: mark, payload, headers, requestId, context, enqueuedAt } = data
-  if (typeof mark !== 'string') return payload === undefined ? data : { payload: inKeyOrder(payload, mark), headers, requestId, context, enqueuedAt }
+  if (!isObject(data)) return data
+  const { [MARK]: mark, payload, keys, headers, requestId, context, enqueuedAt } = data
+  if (payload !== undefined) return typeof keys === 'string' ? { payload: inKeyOrder(payload, keys), headers, requestId, context, enqueuedAt } : data
+  if (typeof mark !== 'string') return data
   const stored = parse(mark)
   if (!isObject(stored)) return data
   stored['enqueuedAt'] = enqueuedAt

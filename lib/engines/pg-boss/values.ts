@@ -1,6 +1,6 @@
 /**
  * Values that come back from `jsonb` as they were. `jsonb` sorts the keys of objects, and refuses the character U+0000, half of a surrogate
- * pair, and very deep nesting. A value whose keys are in another order is stored as it is, with a list of its keys beside it. What `jsonb`
+ * pair, and very deep nesting. A value whose keys are in another order is stored as it is, with the order of its keys beside it. What `jsonb`
  * refuses is stored as one text, its JSON.
  */
 import { PACKAGE } from '../../errors.js'
@@ -8,11 +8,27 @@ import { readOr } from '../../foreign.js'
 import type { Json } from '../engine.js'
 import { isObject } from '../stored-task.js'
 
-/** The name beside a value under which its keys are, or the text in place of a value. */
+/** The name under which the JSON of a value is, in place of the value, or the order of the keys of a result. */
 export const MARK = PACKAGE
 
-/** Keys of each object of a value that has at least two, in the order in which the value is written. */
-export type KeyOrder = readonly string[][]
+/**
+ * For each object that has at least two keys, in the order in which the value is written: where `jsonb` has its first key, its second, and so
+ * on. As a text this is `0,2,1;1,0`.
+ */
+type KeyOrder = ReadonlyArray<readonly number[]>
+
+/** The places of the keys of one object, as they are stored, and whether `jsonb` keeps their order. */
+interface Places {
+  readonly text: string
+  readonly isKept: boolean
+}
+
+/** The most entries of each memory, and the most characters of an entry. The jobs of a definition mostly share a few. */
+const MAX_KNOWN = 500
+const MAX_LENGTH = 1_000
+
+const knownPlaces = new Map<string, Places>()
+const knownOrders = new Map<string, KeyOrder | undefined>()
 
 const BACKSLASH = '\\'.charCodeAt(0)
 /** What follows `\u` where `jsonb` refuses it. */
@@ -34,43 +50,82 @@ export function isStorable (json: string): boolean {
 }
 
 /**
- * The order of the keys, if `jsonb` would change it.
+ * The order of the keys, if `jsonb` would change it. The text is short because a row of each job has it: a list of the keys took a third of the
+ * processor time that a job costs.
  * @throws RangeError if the value is nested too deeply for `jsonb`
  */
-export function keyOrder (value: Json): KeyOrder | undefined {
-  if (isInOrder(value)) return undefined
-  const order: string[][] = []
-  const collect = (value: Json): void => {
-    if (Array.isArray(value)) value.forEach(collect)
-    if (!isObject(value)) return
-    const keys = Object.keys(value)
-    if (keys.length > 1) order.push(keys)
-    for (const key of keys) collect(value[key] as Json)
-  }
-  collect(value)
-  return order
+export function keyOrder (value: Json): string | undefined {
+  const parts: string[] = []
+  return collectOrder(value, parts, 0) ? undefined : parts.join(';')
 }
 
-/** A value with its keys in this order. Keys that the order does not name, because somebody has changed the value, come last. */
-export function inKeyOrder (value: unknown, order: unknown): unknown {
+/** @returns whether `jsonb` keeps the order */
+function collectOrder (value: Json, parts: string[], depth: number): boolean {
+  if (typeof value !== 'object' || value === null) return true
+  if (depth > MAX_DEPTH) throw new RangeError('too deep')
+  let isKept = true
+  if (Array.isArray(value)) {
+    for (const item of value) if (!collectOrder(item, parts, depth + 1)) isKept = false
+    return isKept
+  }
+  const keys = Object.keys(value)
+  if (keys.length > 1) {
+    // No key has the character U+0000, because such a value is stored as text.
+    const places = remembered(knownPlaces, keys.join('\0'), () => placesOf(keys))
+    parts.push(places.text)
+    isKept = places.isKept
+  }
+  for (const key of keys) if (!collectOrder(value[key] as Json, parts, depth + 1)) isKept = false
+  return isKept
+}
+
+function placesOf (keys: readonly string[]): Places {
+  // V8 has keys such as "7" first, in any object.
+  const stored = Object.keys(Object.fromEntries(keys.toSorted(byJsonb).map(key => [key, 0])))
+  const placeOf = new Map(stored.map((key, place) => [key, place]))
+  const places = keys.map(key => placeOf.get(key))
+  return { text: places.join(), isKept: places.every((place, i) => place === i) }
+}
+
+/** A value with its keys in this order. If somebody has changed the keys, the value stays as it is. */
+export function inKeyOrder (value: unknown, text: string): unknown {
+  const order = remembered(knownOrders, text, () => readOrder(text))
   // Somebody may have put a deeper value in the place of ours.
-  return Array.isArray(order) ? readOr(value, () => arranged(value, order)) : value
+  return order === undefined ? value : readOr(value, () => arranged(value, order))
+}
+
+/** Anybody may have written the text. */
+function readOrder (text: string): KeyOrder | undefined {
+  const order = text.split(';').map(part => part.split(',').map(Number))
+  return order.every(places => places.toSorted((a, b) => a - b).every((place, i) => place === i)) ? order : undefined
+}
+
+function remembered<T> (known: Map<string, T>, text: string, make: () => T): T {
+  const found = known.get(text)
+  if (found !== undefined) return found
+  const made = make()
+  if (text.length > MAX_LENGTH) return made
+  if (known.size === MAX_KNOWN) known.clear()
+  known.set(text, made)
+  return made
 }
 
 // Each delivery comes this way, so objects are filled key by key: entries and sets took ten times as long.
-function arranged (value: unknown, order: readonly unknown[]): unknown {
+function arranged (value: unknown, order: KeyOrder): unknown {
   let next = 0
   const arrange = (value: unknown): unknown => {
     if (typeof value !== 'object' || value === null) return value
     if (Array.isArray(value)) return value.map(arrange)
     const from = value as Record<string, unknown>
     const keys = Object.keys(from)
-    const known: unknown = keys.length > 1 ? order[next++] : undefined
     const into: Record<string, unknown> = {}
-    if (Array.isArray(known)) {
-      for (const key of known as unknown[]) if (typeof key === 'string' && Object.hasOwn(from, key)) set(into, key, arrange(from[key]))
+    const places = keys.length > 1 ? order[next++] : undefined
+    if (keys.length > 1 && places?.length !== keys.length) throw new RangeError('other keys')
+    for (let i = 0; i < keys.length; i++) {
+      // A place is the index of a key.
+      const key = keys[places?.[i] ?? i] as string
+      set(into, key, arrange(from[key]))
     }
-    for (const key of keys) if (!Object.hasOwn(into, key)) set(into, key, arrange(from[key]))
     return into
   }
   return arrange(value)
@@ -90,15 +145,16 @@ export function toOutput (value: Json): Json {
   if (!isStorable(json) || (isObject(value) && Object.hasOwn(value, MARK))) return { [MARK]: json }
   return readOr<Json>({ [MARK]: json }, () => {
     const order = keyOrder(value)
-    return order === undefined ? value : { value, [MARK]: order as string[][] }
+    return order === undefined ? value : { value, [MARK]: order }
   })
 }
 
 /** What was stored, as it was. Anybody may have written it. */
 export function fromOutput (output: unknown): unknown {
   if (!isObject(output) || !Object.hasOwn(output, MARK)) return output
-  const mark = output[MARK]
-  return typeof mark === 'string' ? parse(mark) ?? output : inKeyOrder(output['value'], mark)
+  const { [MARK]: mark, value } = output
+  if (typeof mark !== 'string') return output
+  return value === undefined ? parse(mark) ?? output : inKeyOrder(value, mark)
 }
 
 /** The value of a JSON text, or undefined if it is none. */
@@ -107,21 +163,9 @@ export function parse (json: string): unknown {
 }
 
 /** `jsonb` has shorter keys first, counted in bytes, and those of one length in the order of their bytes. */
-function isInOrder (value: Json, depth = 0): boolean {
-  if (typeof value !== 'object' || value === null) return true
-  if (depth > MAX_DEPTH) throw new RangeError('too deep')
-  if (Array.isArray(value)) return value.every(item => isInOrder(item, depth + 1))
-  let before: string | undefined
-  for (const key of Object.keys(value)) {
-    if (before !== undefined && !isBefore(before, key)) return false
-    if (!isInOrder(value[key] as Json, depth + 1)) return false
-    before = key
-  }
-  return true
-}
-
-function isBefore (a: string, b: string): boolean {
+function byJsonb (a: string, b: string): number {
   const [lengthA, lengthB] = [Buffer.byteLength(a), Buffer.byteLength(b)]
-  if (lengthA !== lengthB) return lengthA < lengthB
-  return lengthA === a.length && lengthB === b.length ? a < b : Buffer.compare(Buffer.from(a), Buffer.from(b)) < 0
+  if (lengthA !== lengthB) return lengthA - lengthB
+  if (lengthA === a.length && lengthB === b.length) return a < b ? -1 : 1
+  return Buffer.compare(Buffer.from(a), Buffer.from(b))
 }
