@@ -40,6 +40,9 @@ export const FST_BGT_TIMEOUT = createError(
   500
 )
 
+/** A task was cancelled while it ran (`app.backgroundTasks.cancel`). This is the reason of the task's signal. */
+export const FST_BGT_CANCELLED = createError('FST_BGT_CANCELLED', 'The background task "%s" was cancelled', 500)
+
 /** A payload is not what its definition accepts: 500, the route's mistake. The message names path and reason, never the value. */
 export const FST_BGT_INVALID_PAYLOAD = createError('FST_BGT_INVALID_PAYLOAD', 'The payload of the task "%s" %s', 500, TypeError)
 

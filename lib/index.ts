@@ -54,7 +54,7 @@ async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBac
     getter (this: FastifyRequest) { return listOf(this) }
   })
   recorderOf(app)?.attach(intake)
-  drainOnClose(app, { runner, closeTimeout, link: dispatch?.link, dropRecorded: () => { intake.recorder?.drop() } })
+  drainOnClose(app, intake, { runner, closeTimeout, link: dispatch?.link, dropRecorded: () => { intake.recorder?.drop() } })
 }
 
 /**
@@ -63,10 +63,15 @@ async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBac
  * this plugin. Fastify runs `onClose` hooks last registered first, but a hook that is added while `preClose` hooks run comes before them
  * all. If a `preClose` hook of another plugin throws, ours is skipped, and the plain `onClose` hook drains.
  */
-function drainOnClose (app: ClosingApp, what: Drained): void {
+function drainOnClose (app: ClosingApp, { resultWaits }: Intake, what: Drained): void {
   let drained: Promise<void> | undefined
-  const backgroundTasksOnClose = async (): Promise<void> => { await (drained ??= drain(what)) }
+  const backgroundTasksOnClose = async (): Promise<void> => {
+    resultWaits.close()
+    await (drained ??= drain(what))
+  }
   app.addHook('preClose', function backgroundTasksPreClose (done) {
+    // Requests that wait for a result would hold up the close of the server.
+    resultWaits.close()
     app.onClose?.(backgroundTasksOnClose)
     done()
   })
@@ -98,10 +103,11 @@ export type { DeclareTask, TaskDeclaration } from './definitions/declare-task.js
 export type { TaskContextOptions } from './definitions/travelling-context.js'
 export type { ThreadPool } from './definitions/thread.js'
 export type { JobOptions } from './definitions/jobs.js'
-export type { EnqueueOptions, IdleOptions, TaskRecord } from './decorators/app-background-tasks.js'
+export type { EnqueueOptions, FoundRecord, IdleOptions, TaskPage, TaskRecord } from './decorators/app-background-tasks.js'
+export type { FindOptions, ResultOptions, TaskHealth } from './decorators/operating.js'
 export type { StandardSchema } from './definitions/standard-schema.js'
 export type {
-  Delivery, EngineEvents, Job, JobError, JobRecord, JobState, Json, Receipt, TaskEngine, TaskSpec, Verdict
+  Delivery, EngineEvents, Job, JobCounts, JobError, JobQuery, JobRecord, JobState, Json, Receipt, TaskEngine, TaskSpec, Verdict
 } from './engines/engine.js'
 export type { BackgroundTasks } from './decorators/background-tasks.js'
 export type { AppBackgroundTasks } from './decorators/app-background-tasks.js'

@@ -185,10 +185,20 @@ const OPTIONS_OF_OTHERS = new Set([
   'rewriteUrl', 'routerOptions', 'schemaController', 'schemaErrorFormatter', 'serializerOpts', 'serverFactory', 'trustProxy', 'useSemicolonDelimiter'
 ])
 
+/** The methods of an engine that are there only if it supports what they do. */
+const OPERATIONS = ['count', 'find', 'retry', 'cancel'] as const
+
+function refusePromising (engine: TaskEngine<unknown>): void {
+  const { name, supports } = engine
+  const missing = OPERATIONS.find(method => supports[method] && !FUNCTION.test(engine[method]))
+  if (missing !== undefined) throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: The engine "${name}" says that it supports "${missing}", and has no such method`)
+}
+
 /** @throws FST_BGT_INVALID_OPTION */
 export function resolveOptions (options: FastifyBackgroundTasksOptions): ResolvedOptions {
   check('register', options, PLUGIN_RULES, OPTIONS_OF_OTHERS)
   const tasks = options.tasks ?? []
+  if (options.engine !== undefined) refusePromising(options.engine)
   return {
     tasks,
     engine: options.engine,

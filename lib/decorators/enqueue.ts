@@ -1,11 +1,12 @@
 /** `enqueue` and `get` of the app, which store and read one task immediately, in the engine or in this process. */
-import { TaskDefinition, type AnyTaskDefinition } from '../definitions/define-task.js'
+import type { AnyTaskDefinition } from '../definitions/define-task.js'
 import type { JobRecord, Receipt } from '../engines/engine.js'
-import { FST_BGT_CLOSED, FST_BGT_INVALID_OPTION, FST_BGT_INVALID_TASK, typeOf } from '../errors.js'
+import { FST_BGT_CLOSED, FST_BGT_INVALID_OPTION, typeOf } from '../errors.js'
 import { asPartOf } from '../current-request.js'
-import { attempt, isInstance } from '../foreign.js'
+import { attempt } from '../foreign.js'
 import { JOB_RULES, type JobOptions } from '../definitions/jobs.js'
 import { check, OBJECT, type Rules } from '../rules.js'
+import { checkLookup, refuseOthers } from './checked-arguments.js'
 import type { Intake } from './intake.js'
 
 /** Options of `enqueue`. */
@@ -94,21 +95,18 @@ export async function enqueue (intake: Intake, definition: AnyTaskDefinition, pa
 }
 
 export async function get (intake: Intake, definition: AnyTaskDefinition, id: string): Promise<JobRecord | undefined> {
-  const { runner, jobs, dispatch } = intake
-  refuseOthers('get', definition)
-  if (typeof id !== 'string') throw new FST_BGT_INVALID_TASK(`get accepts a definition and the id of a task; received ${typeOf(id)} for the id`)
-  if (runner.isClosed) throw new FST_BGT_CLOSED('get')
-  // While a test records, tasks are read from this process. An engine that keeps no records still refuses the call, as it would in
-  // production.
-  if (intake.recorder !== undefined) jobs.refuseUnless('get', definition)
-  const local = jobs.find(definition, id)
-  if (dispatch === undefined || local !== undefined) return local
-  jobs.refuseUnless('get', definition)
-  return await dispatch.link.get(definition.name, id)
+  checkLookup(intake, 'get', definition, id)
+  return await read(intake, 'get', definition, id)
 }
 
-/** @throws FST_BGT_INVALID_TASK if it is not a definition */
-function refuseOthers (where: string, definition: unknown): void {
-  if (isInstance(definition, TaskDefinition)) return
-  throw new FST_BGT_INVALID_TASK(`${where} accepts a definition, which defineTask makes; received ${typeOf(definition)}`)
+/** Reads a record of this process, or of the engine. */
+export async function read (intake: Intake, where: string, definition: AnyTaskDefinition, id: string): Promise<JobRecord | undefined> {
+  const { jobs, dispatch } = intake
+  // While a test records, tasks are read from this process. An engine that keeps no records still refuses the call, as it would in
+  // production.
+  if (intake.recorder !== undefined) jobs.refuseUnless('get', definition, where)
+  const local = jobs.find(definition, id)?.toRecord()
+  if (dispatch === undefined || local !== undefined) return local
+  jobs.refuseUnless('get', definition, where)
+  return await dispatch.link.ask(engine => engine.get(definition.name, id))
 }

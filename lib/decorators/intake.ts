@@ -3,6 +3,7 @@ import { TaskDefinition, type AnyTaskDefinition } from '../definitions/define-ta
 import type { DefinedTask } from '../definitions/defined-task.js'
 import type { JobOptions, Jobs } from '../definitions/jobs.js'
 import type { Dispatch } from '../dispatch/dispatch.js'
+import { ResultWaits } from '../dispatch/result-waits.js'
 import { asPartOf } from '../current-request.js'
 import { attempt, isFunction, isInstance, promiseOf } from '../foreign.js'
 import { isInLateCleanup } from '../runner/late-cleanups.js'
@@ -44,6 +45,8 @@ export class Intake {
   readonly #waitUntil: WaitUntil | undefined
   /** Whether what is added is part of the request of its list, and not of the request that is being served. */
   readonly #isAmbient: boolean
+  /** The waits for results. */
+  readonly resultWaits: ResultWaits
   /** The recorder, while a test records. */
   recorder: AddListener | undefined
 
@@ -53,6 +56,13 @@ export class Intake {
     this.#dispatch = dispatch
     this.#waitUntil = waitUntil
     this.#isAmbient = isAmbient
+    this.resultWaits = new ResultWaits({
+      read: async (name, id) => {
+        const local = this.jobs.history.find(id)?.toRecord()
+        return local !== undefined || this.dispatch === undefined ? local : await this.dispatch.link.ask(engine => engine.get(name, id))
+      },
+      watch: (name, onEnd) => this.dispatch === undefined ? this.jobs.history.watch(name, onEnd) : this.dispatch.link.engine.watch?.(name, onEnd)
+    })
   }
 
   /** The way to the engine. Undefined without an engine, and while a test records. */

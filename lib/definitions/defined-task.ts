@@ -54,6 +54,10 @@ export class DefinedTask extends BackgroundTask {
   #input: JobInput
   /** Whether the run is an attempt. If no attempt is left, the task fails without one. */
   #isAttempted = false
+  /** Whether the task has failed, and its `onFailed` has not ended. */
+  #isFailing = false
+  /** Whether the task was cancelled while its `onFailed` ran. */
+  #isCancelled = false
   /** The error with which the payload was refused. Its class alone does not tell, because the handler may throw an error of the same class. */
   #refusal: unknown
 
@@ -115,12 +119,15 @@ export class DefinedTask extends BackgroundTask {
     if (this.#isAttempted) this.attempt++
   }
 
-  /** Ends the task, and lets its payload go. */
+  /** Ends the task, and lets its payload go. A task that has failed keeps it, because somebody may retry it. */
   override end (state: TaskState, last?: LastFunction): AsyncResource {
     const call = super.end(state, last)
     this.#finishedAt = Date.now()
     this.endedAt = performance.now()
-    this.#input = NOTHING
+    this.#isFailing = state === 'failed'
+    if (state !== 'failed') this.#input = NOTHING
+    // The engine waits for a verdict.
+    if (state === 'skipped') this.settle({ kind: 'cancelled' })
     this.#surroundings?.history.taskEnded(this)
     // The log lines about a delivered job still need its logger, and no record keeps such a task.
     if (this.isDelivered) return call
@@ -183,8 +190,21 @@ export class DefinedTask extends BackgroundTask {
     this.settle({ kind: 'done', result: this.#result ?? null })
   }
 
+  /** Whether the task has failed, and nothing of it runs any more. */
+  get hasFailedForGood (): boolean {
+    return this.jobState === 'failed' && !this.#isFailing
+  }
+
+  /** Skips the task after it has failed, while its `onFailed` runs. @returns whether the task was skipped */
+  cancelFailing (): boolean {
+    if (!this.#isFailing || this.#isCancelled) return false
+    this.#isCancelled = true
+    return true
+  }
+
   /** Tells the engine that has delivered the task what has become of it. */
   settle (verdict: Verdict): void {
+    this.#isFailing = false
     this.envelope.delivery?.settle(verdict)
   }
 
@@ -195,21 +215,30 @@ export class DefinedTask extends BackgroundTask {
     return new StoredJob(this.envelope, this.name, text, Math.max(this.waitMs, 0))
   }
 
-  toRecord (): JobRecord {
+  /** The payload, until the task has ended in another way than by a failure. */
+  get input (): JobInput {
+    return this.#input
+  }
+
+  /** @param withPayload whether the record carries the payload */
+  toRecord (withPayload = false): JobRecord {
+    const state = this.jobState
     return {
       id: this.id,
       name: this.name,
-      state: this.#jobState,
+      state,
       attempt: this.attempt,
       enqueuedAt: new Date(this.envelope.enqueuedAt).toISOString(),
       ...this.#startedAt !== undefined && { startedAt: new Date(this.#startedAt).toISOString() },
       ...this.#finishedAt !== undefined && { finishedAt: new Date(this.#finishedAt).toISOString() },
-      ...this.#error !== undefined && { error: this.#error },
-      ...this.#result !== undefined && { result: this.#result }
+      ...this.#error !== undefined && state !== 'skipped' && { error: this.#error },
+      ...this.#result !== undefined && { result: this.#result },
+      ...withPayload && this.#input !== NOTHING && { payload: parse(this.#input) }
     }
   }
 
-  get #jobState (): JobState {
+  get jobState (): JobState {
+    if (this.#isCancelled) return 'skipped'
     // A task that an engine has is not looked for here, so the state is never `enqueued`.
     if (this.state !== 'pending') return this.state as JobState
     if (this.attempt > 0) return 'retrying'

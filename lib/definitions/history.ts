@@ -1,4 +1,5 @@
 import { AsyncResource } from 'node:async_hooks'
+import type { JobCounts, JobQuery, JobRecord } from '../engines/engine.js'
 import type { DefinedTask, TaskHistory } from './defined-task.js'
 
 /** Ended tasks of definitions that are remembered. For a while there may be twice as many. */
@@ -21,6 +22,8 @@ export class History implements TaskHistory {
   // The timer does not keep the `AsyncLocalStorage` stores of the request whose task has ended.
   readonly #context = new AsyncResource('BackgroundTasksHistory')
   #nextSweep = Infinity
+  /** What is told of the ends of tasks, by the name of their definition, while somebody waits. */
+  readonly #watches = new Map<string, (ids: readonly string[]) => void>()
 
   find (id: string): DefinedTask | undefined {
     const task = this.#tasks.get(id)
@@ -40,7 +43,33 @@ export class History implements TaskHistory {
   /** Whether another task of the same key is pending, runs, or has run. */
   isTaken (task: DefinedTask): boolean {
     const other = this.find(task.id)
-    return other !== undefined && other !== task && other.state !== 'skipped' && other.state !== 'abandoned'
+    return other !== undefined && other !== task && other.jobState !== 'skipped' && other.jobState !== 'abandoned'
+  }
+
+  /** Calls back with the id of each task of a definition that ends, until the function that this resolves to is called. */
+  async watch (name: string, onEnd: (ids: readonly string[]) => void): Promise<() => void> {
+    this.#watches.set(name, onEnd)
+    return () => { this.#watches.delete(name) }
+  }
+
+  /** Remembers a task in the place of the one of its id. */
+  replace (task: DefinedTask): void {
+    this.#tasks.set(task.id, task)
+  }
+
+  count (name: string): JobCounts {
+    const counts = { pending: 0, delayed: 0, running: 0, retrying: 0, failed: 0 }
+    for (const { jobState } of this.#of(name)) if (Object.hasOwn(counts, jobState)) counts[jobState as keyof typeof counts]++
+    return counts
+  }
+
+  query (name: string, { state, limit, after, payload }: JobQuery): JobRecord[] {
+    const found = this.#of(name).filter(task => task.jobState === state && (after === undefined || isBehind(task, after)))
+    return found.sort(newestFirst).slice(0, limit).map(task => task.toRecord(payload))
+  }
+
+  #of (name: string): DefinedTask[] {
+    return [...this.#tasks.values()].filter(task => task.name === name && !isExpired(task))
   }
 
   /** Lets a task that is about to start claim its key. False if another task of this key has started. */
@@ -52,6 +81,7 @@ export class History implements TaskHistory {
   }
 
   taskEnded (task: DefinedTask): void {
+    if (this.#watches.size > 0) this.#watches.get(task.name)?.([task.id])
     if (this.#tasks.get(task.id) !== task) return
     const expiresAt = expiryOf(task)
     if (expiresAt <= performance.now()) {
@@ -88,6 +118,14 @@ export class History implements TaskHistory {
     for (const task of this.#ended) next = Math.min(next, expiryOf(task))
     this.#sweepAt(next)
   }
+}
+
+function newestFirst (a: DefinedTask, b: DefinedTask): number {
+  return b.envelope.enqueuedAt - a.envelope.enqueuedAt || (a.id < b.id ? 1 : -1)
+}
+
+function isBehind ({ id, envelope: { enqueuedAt } }: DefinedTask, after: NonNullable<JobQuery['after']>): boolean {
+  return enqueuedAt < after.enqueuedAt || (enqueuedAt === after.enqueuedAt && id < after.id)
 }
 
 /** The time by `performance.now()` at which the record of a task expires. */

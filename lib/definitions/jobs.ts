@@ -7,7 +7,7 @@ import { DefinedTask, type JobInput, type TaskSurroundings } from './defined-tas
 import type { Envelope } from './envelope.js'
 import type { CompiledDefinition, Definitions } from './definitions.js'
 import { enqueueChannel, publish } from '../tasks/diagnostics.js'
-import type { Delivery, JobRecord, TaskEngine, Verdict } from '../engines/engine.js'
+import type { Delivery, TaskEngine, Verdict } from '../engines/engine.js'
 import { requestIdOf } from '../engines/stored-task.js'
 import { FST_BGT_INVALID_OPTION, FST_BGT_UNSUPPORTED } from '../errors.js'
 import { attempt } from '../foreign.js'
@@ -34,7 +34,7 @@ const TRACE_HEADERS = ['traceparent', 'tracestate', 'baggage'] as const
 /** Where jobs go: this process, or an engine. */
 export type Placement = Pick<TaskEngine<unknown>, 'name' | 'supports'>
 
-export const LOCAL: Placement = { name: 'An app without an engine', supports: { delay: true, key: true, tx: false, get: true } }
+export const LOCAL: Placement = { name: 'An app without an engine', supports: { delay: true, key: true, tx: false, get: true, count: true, find: true, retry: true, cancel: true } }
 
 /** Makes tasks of definitions, and knows those of this process. */
 export class Jobs {
@@ -84,6 +84,11 @@ export class Jobs {
     return task
   }
 
+  /** Makes a task once more that has failed for good, with all its attempts. */
+  remake ({ compiled, envelope, input }: DefinedTask): DefinedTask {
+    return this.#task(compiled, { ...envelope, delayMs: 0 }, input, this.#outside, undefined)
+  }
+
   /** Makes the task of a delivery. Undefined if this app does not know its definition. */
   deliver (delivery: Delivery, settle: (verdict: Verdict) => void): DefinedTask | undefined {
     const compiled = this.#definitions.named(delivery.task)
@@ -95,18 +100,31 @@ export class Jobs {
   }
 
   /** @throws FST_BGT_UNSUPPORTED */
-  refuseUnless (option: keyof Placement['supports'], definition: AnyTaskDefinition): void {
+  refuseUnless (option: keyof Placement['supports'], definition: AnyTaskDefinition, what: string = option): void {
     const { name, supports } = this.#placement
     if (supports[option]) return
     const supported = Object.entries(supports).filter(([, does]) => does).map(([what]) => what)
-    throw new FST_BGT_UNSUPPORTED(name, `"${option}", which was asked for the task "${definition.name}"; it supports ${supported.join(', ') || 'none of its kind'}`)
+    throw new FST_BGT_UNSUPPORTED(name, `"${what}", which was asked for the task "${definition.name}"; it supports ${supported.join(', ') || 'none of its kind'}`)
+  }
+
+  /**
+   * The task of this process that has this id.
+   * @throws FST_BGT_UNKNOWN_TASK
+   */
+  find (definition: AnyTaskDefinition, id: string): DefinedTask | undefined {
+    this.#definitions.require(definition)
+    const task = this.history.find(id)
+    return task?.name === definition.name ? task : undefined
   }
 
   /** @throws FST_BGT_UNKNOWN_TASK */
-  find (definition: AnyTaskDefinition, id: string): JobRecord | undefined {
+  require (definition: AnyTaskDefinition): void {
     this.#definitions.require(definition)
-    const task = this.history.find(id)
-    return task?.name === definition.name ? task.toRecord() : undefined
+  }
+
+  /** The names of all definitions. */
+  get names (): string[] {
+    return this.#definitions.all.map(({ definition }) => definition.name)
   }
 
   /** The captured value of a delivery, if this app can restore it. */

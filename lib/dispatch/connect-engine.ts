@@ -3,7 +3,7 @@ import { isOnlyDeclared, type CompiledDefinition } from '../definitions/definiti
 import type { Jobs } from '../definitions/jobs.js'
 import type { TaskEngine, TaskSpec } from '../engines/engine.js'
 import type { Runner } from '../runner/runner.js'
-import { deliver } from './deliver.js'
+import { cancelDelivery, deliver } from './deliver.js'
 import { Dispatch } from './dispatch.js'
 import { EngineLink } from './engine-link.js'
 
@@ -34,6 +34,7 @@ export function connectEngine (app: FastifyInstance, engine: TaskEngine<unknown>
     tasks,
     log: app.log,
     enqueueTimeout,
+    cancelled: (task, id) => { cancelDelivery(runner, task, id) },
     run: tasks.some(({ concurrency }) => concurrency > 0) ? delivery => deliver(runner, jobs, delivery) : undefined
   })
 

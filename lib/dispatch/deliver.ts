@@ -1,6 +1,7 @@
 import { asPartOf } from '../current-request.js'
 import type { Jobs } from '../definitions/jobs.js'
 import type { Delivery, Verdict } from '../engines/engine.js'
+import { FST_BGT_CANCELLED } from '../errors.js'
 import type { Runner } from '../runner/runner.js'
 import { TaskList } from '../tasks/task-list.js'
 
@@ -19,4 +20,12 @@ export function deliver (runner: Runner, jobs: Jobs, delivery: Delivery): Promis
     list.pushOnly(task)
     runner.taskDelivered(list, task)
   })
+}
+
+/** Skips a task that an engine has delivered, because somebody has cancelled its job. */
+export function cancelDelivery (runner: Runner, name: string, id: string): void {
+  // A search costs nothing until somebody cancels, where a table of all deliveries would cost each of them.
+  const found = [...runner.open].filter(list => list.isDelivery).flatMap(list => list.tasks()).filter(task => task.id === id && task.name === name)
+  // The function of the task may have called this, and has to return first.
+  queueMicrotask(() => { for (const task of found) if (!task.cancel()) task.cutOff(new FST_BGT_CANCELLED(name)) })
 }

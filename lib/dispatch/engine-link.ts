@@ -3,7 +3,7 @@ import { FST_BGT_INVALID_OPTION, PACKAGE, unavailable } from '../errors.js'
 import { attempt, readOr } from '../foreign.js'
 import { within } from '../limits.js'
 import { messageOf } from '../engines/plain-error.js'
-import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engines/engine.js'
+import type { Delivery, Job, Receipt, TaskEngine, TaskSpec, Verdict } from '../engines/engine.js'
 import { Deadlines, type Deadline } from './deadlines.js'
 import { GroupCommit } from './group-commit.js'
 
@@ -28,6 +28,8 @@ export interface EngineLinkOptions {
   readonly log: FastifyBaseLogger
   /** Milliseconds for storing, connecting included. */
   readonly enqueueTimeout: number
+  /** Skips a task that the engine has delivered. */
+  readonly cancelled: (task: string, id: string) => void
   /** Runs what the engine delivers. Undefined in a process that only stores. */
   readonly run: ((delivery: Delivery) => Promise<Verdict>) | undefined
 }
@@ -42,6 +44,7 @@ export class EngineLink {
   readonly #groups: GroupCommit | undefined
   readonly #deadlines: Deadlines
   #isConnected = false
+  #isConsuming = false
   #isPaused = false
   #isStopping = false
   #lastError = 'it has not been reached yet'
@@ -109,10 +112,29 @@ export class EngineLink {
     })
   }
 
-  /** @throws FST_BGT_ENGINE_UNAVAILABLE */
-  async get (task: string, id: string): Promise<JobRecord | undefined> {
+  /** Whether the engine can be reached now. */
+  get isConnected (): boolean {
+    return this.#isConnected && readOr(false, () => this.engine.isConnected !== false)
+  }
+
+  /** The last message that was logged of the engine. */
+  get lastError (): string {
+    return this.#lastError
+  }
+
+  /** The names of the definitions whose jobs this process takes. */
+  get consuming (): string[] {
+    if (!this.#isConsuming || this.#isPaused) return []
+    return this.#options.tasks.filter(({ concurrency }) => concurrency > 0).map(({ name }) => name)
+  }
+
+  /**
+   * Asks the engine something.
+   * @throws FST_BGT_ENGINE_UNAVAILABLE
+   */
+  async ask<T> (question: (engine: TaskEngine<unknown>) => Promise<T>): Promise<T> {
     try {
-      return await within(this.#options.enqueueTimeout, this.#get(task, id), () => {
+      return await within(this.#options.enqueueTimeout, this.#ask(question), () => {
         throw this.#late('it did not answer')
       })
     } catch (error) {
@@ -157,12 +179,12 @@ export class EngineLink {
     return this.#groups === undefined ? this.engine.enqueue(jobs) : this.#groups.enqueue(jobs, deadline)
   }
 
-  async #get (task: string, id: string): Promise<JobRecord | undefined> {
+  async #ask<T> (question: (engine: TaskEngine<unknown>) => Promise<T>): Promise<T> {
     if (!this.#isConnected) {
       this.#connect()
       await this.#whenConnected
     }
-    return await this.engine.get(task, id)
+    return await question(this.engine)
   }
 
   /** Connects once: at the first use, or when the app is ready. */
@@ -174,15 +196,17 @@ export class EngineLink {
   }
 
   async #keepStarting (): Promise<void> {
-    const { log, tasks, run } = this.#options
+    const { log, tasks, run, cancelled } = this.#options
+    const events = { log, error: (error: Error): void => { this.#warn(error) }, cancelled }
     while (!this.#isStopping) {
       try {
-        if (!this.#isConnected) await this.engine.start(tasks, { log, error: error => { this.#warn(error) } })
+        if (!this.#isConnected) await this.engine.start(tasks, events)
         if (!this.#isConnected) attempt(() => { log.info(`background task engine "${this.engine.name}" is connected`) })
         this.#isConnected = true
         this.#connected()
         await this.#whenReady
         if (run !== undefined && !this.#isPaused) await this.engine.consume(run)
+        this.#isConsuming = run !== undefined
         return
       } catch (error) {
         this.#warn(error)

@@ -93,12 +93,14 @@ export interface JobError {
  * - `failed`: the job has failed for good, whatever attempts are left.
  * - `released`: the job is returned to the engine, because the process is stopping; another process starts it again immediately, and this
  *   attempt does not count.
+ * - `cancelled`: somebody has cancelled the job; it ends as `skipped`, if `cancel` has not ended it already.
  */
 export type Verdict =
   | { readonly kind: 'done', readonly result: Json }
   | { readonly kind: 'retry', readonly error: JobError, readonly delayMs: number }
   | { readonly kind: 'failed', readonly error: JobError }
   | { readonly kind: 'released' }
+  | { readonly kind: 'cancelled' }
 
 /**
  * The state of a task in its record:
@@ -107,7 +109,8 @@ export type Verdict =
  * - `running`: an attempt has started
  * - `retrying`: an attempt has failed, and another one will start
  * - `succeeded`, `failed`: has ended
- * - `skipped`, `abandoned`: was not run, see `TaskState`; on pg-boss, `abandoned` is a job that somebody cancelled there
+ * - `skipped`: was cancelled, or was not run, see `TaskState`
+ * - `abandoned`: was cut off, see `TaskState`
  */
 export type JobState = 'pending' | 'delayed' | 'running' | 'retrying' | 'succeeded' | 'failed' | 'skipped' | 'abandoned'
 
@@ -131,6 +134,33 @@ export interface JobRecord {
   readonly error?: JobError
   /** What the handler returned, if the task has `succeeded`. */
   readonly result?: Json
+  /** The payload, if `find` was asked for it, and somebody still has it. */
+  readonly payload?: unknown
+}
+
+/** How many jobs of one definition are in each state, those of all processes together. An engine leaves out what it cannot tell. */
+export interface JobCounts {
+  /** Wait for their turn. */
+  readonly pending: number
+  /** Wait until their `delay` is over. */
+  readonly delayed?: number
+  /** An attempt has started. */
+  readonly running?: number
+  /** An attempt has failed, and another one will start. */
+  readonly retrying?: number
+  /** Have failed for good, and their record is kept. */
+  readonly failed: number
+}
+
+/** Which records `find` reads: those of one state, newest first by `enqueuedAt`, and of one time those with the greatest id first. */
+export interface JobQuery {
+  readonly state: JobState
+  /** The most records. At least 1. */
+  readonly limit: number
+  /** The record, by its time in milliseconds since the epoch and its id, behind which the records begin. Nothing may have this id any more. */
+  readonly after: { readonly enqueuedAt: number, readonly id: string } | undefined
+  /** Whether the records carry their payloads. */
+  readonly payload: boolean
 }
 
 /** How an engine reports what happens outside its calls. */
@@ -142,6 +172,11 @@ export interface EngineEvents {
    * is logged again only when it has not come for 30 s, so that one outage is one line.
    */
   readonly error: (error: Error) => void
+  /**
+   * Tells that somebody has cancelled a job that runs in this process. The core then aborts its signal, and its verdict is `cancelled`. A job
+   * that does not run here any more is passed over.
+   */
+  readonly cancelled: (task: string, id: string) => void
 }
 
 /**
@@ -153,7 +188,16 @@ export interface TaskEngine<Tx = never> {
   readonly name: string
 
   /** What the engine can do. The core refuses everything else, with `FST_BGT_UNSUPPORTED`, before it calls the engine. */
-  readonly supports: { readonly delay: boolean, readonly key: boolean, readonly tx: boolean, readonly get: boolean }
+  readonly supports: {
+    readonly delay: boolean
+    readonly key: boolean
+    readonly tx: boolean
+    readonly get: boolean
+    readonly count: boolean
+    readonly find: boolean
+    readonly retry: boolean
+    readonly cancel: boolean
+  }
 
   /** Whether jobs of concurrent requests are better stored together, in one call. */
   readonly groups: boolean
@@ -185,6 +229,35 @@ export interface TaskEngine<Tx = never> {
 
   /** Reads a job back. Resolves to undefined if there is none, or its record was not kept. */
   get (task: string, id: string): Promise<JobRecord | undefined>
+
+  /** Counts the jobs of a definition. An engine that supports `count` has this method. */
+  count? (task: string): Promise<JobCounts>
+
+  /** Reads records. An engine that supports `find` has this method. */
+  find? (task: string, query: JobQuery): Promise<readonly JobRecord[]>
+
+  /**
+   * Starts a job again that has failed for good, with all its attempts, from 1. Resolves to false if no such job has failed. Of two calls for
+   * one job only one is true. An engine that supports `retry` has this method.
+   */
+  retry? (task: string, id: string): Promise<boolean>
+
+  /**
+   * Cancels a job that has not ended: its record is `skipped` from now on, kept as long as that of a failed one, and its key is free.
+   * `onFailed` is not called. Where the job runs, in any process, `EngineEvents.cancelled` is called there within 5 s. Resolves to false if
+   * no such job is left. Of two calls for one job that waits only one is true. An engine that supports `cancel` has this method.
+   */
+  cancel? (task: string, id: string): Promise<boolean>
+
+  /**
+   * Calls back with the ids of jobs of a definition that end from now on, until the function that this resolves to is called. The core
+   * calls this while somebody waits for a result, at most once at a time for a definition. An engine that cannot tell all of them may leave some
+   * out: the core also looks by itself from time to time. An engine that has no such word has no such method.
+   */
+  watch? (task: string, onEnd: (ids: readonly string[]) => void): Promise<() => void>
+
+  /** Whether the server can be reached, as far as the engine knows at this moment. If it does not say, its start counts. */
+  readonly isConnected?: boolean
 
   /**
    * Waits until all running jobs have their verdict and the server knows it, `drainMs` milliseconds at most. Then it closes every

@@ -123,10 +123,10 @@ export class Ledger {
 
   skipped (list: TaskList, task: BackgroundTask, reason: string): void {
     this.#taskEnded(list)
-    this.#counts.pending--
+    this.#counts[task.state === 'running' ? 'running' : 'pending']--
     this.#counts.skipped++
-    // A task that was cancelled has ended already.
-    if (task.state === 'pending') task.end('skipped')
+    // A task that was cancelled before its start has ended already.
+    if (task.state !== 'skipped') task.end('skipped')
     if (skippedChannel.hasSubscribers) publish(skippedChannel, { ...messageOf(list, task), reason })
     attempt(() => {
       if (isDebug(list.log)) list.log.debug({ task: task.toBindings(), reason }, `background task skipped: ${reason}`)

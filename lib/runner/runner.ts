@@ -13,6 +13,7 @@ import { OpenLists } from './open-lists.js'
 import type { RunnerOptions } from './runner-options.js'
 import { TaskRuns } from './task-runs.js'
 import { Turns } from './turns.js'
+import { Watchers } from './watchers.js'
 
 /** A task that the deadline of the drain has cut off, and its list. */
 export interface CutOff {
@@ -31,7 +32,7 @@ export class Runner implements ListOwner {
   readonly #runs: TaskRuns
   readonly #turns: Turns
   #isClosed = false
-  #watchers: Array<() => void> = []
+  readonly #listsDone = new Watchers()
   #controller: AbortController | undefined
 
   constructor (options: RunnerOptions, log: FastifyBaseLogger) {
@@ -84,6 +85,15 @@ export class Runner implements ListOwner {
     this.#taskLeft(list, task)
   }
 
+  /** Skips the task that runs. The list goes on with its next task. */
+  taskCutOff (list: TaskList, task: BackgroundTask, reason: unknown): void {
+    list.letRunningGo()
+    this.#runs.cutOff(list, reason)
+    task.abort(reason)
+    this.ledger.skipped(list, task, 'it was cancelled')
+    this.#turns.queue(list)
+  }
+
   /** An engine has stored the task. */
   taskStored (list: TaskList, task: BackgroundTask): void {
     this.ledger.enqueued(list, task)
@@ -121,7 +131,7 @@ export class Runner implements ListOwner {
 
   /** Calls back once, when a list has no work any more, or only tasks that wait for their time. */
   onListDone (notify: () => void): void {
-    this.#watchers.push(notify)
+    this.#listsDone.add(notify)
   }
 
   /** The drain is over. */
@@ -218,7 +228,7 @@ export class Runner implements ListOwner {
       this.ledger.lastFunction.forget()
       this.#turns.releaseSeat(list)
       // This wakes the drain, which does not wait for tasks whose time comes after its deadline.
-      this.#notify()
+      this.#listsDone.notify()
       return undefined
     }
     const cleanup = list.nextCleanup()
@@ -285,13 +295,6 @@ export class Runner implements ListOwner {
   #leave (list: TaskList): void {
     this.open.delete(list)
     this.ledger.lastFunction.forget()
-    this.#notify()
-  }
-
-  #notify (): void {
-    if (this.#watchers.length === 0) return
-    const watchers = this.#watchers
-    this.#watchers = []
-    for (const notify of watchers) notify()
+    this.#listsDone.notify()
   }
 }

@@ -143,7 +143,7 @@ export class TaskRuns {
     attempt(() => { list.log.debug({ task: task.toBindings() }, 'background task ended after it was cut off') })
   }
 
-  /** The drain has cut off the task that runs. */
+  /** The task that runs was cut off, by the drain or because somebody has cancelled it. */
   cutOff (list: TaskList, reason: unknown): void {
     endTrace(list, 'error', reason)
   }

@@ -45,6 +45,8 @@ class TaskCall extends AsyncResource {
 /** The list that a task is on, as far as the task knows it. */
 export interface TaskOwner {
   taskCancelled: (task: BackgroundTask) => void
+  /** The task that runs is to be skipped. Its signal aborts with this reason. */
+  taskCutOff: (task: BackgroundTask, reason: unknown) => void
 }
 
 /**
@@ -144,6 +146,18 @@ export class BackgroundTask<Args extends unknown[] = unknown[], F extends TaskFu
     const owner = this.#call?.owner
     this.end('skipped')
     owner?.taskCancelled(this)
+    return true
+  }
+
+  /**
+   * Skips the task while it runs, and aborts its signal. Must not be called by the function of the task before that has returned.
+   * @internal
+   * @returns whether the task was skipped
+   */
+  cutOff (reason: unknown): boolean {
+    const owner = this.#call?.owner
+    if (this.#state !== 'running' || owner === undefined) return false
+    owner.taskCutOff(this, reason)
     return true
   }
 

@@ -26,6 +26,7 @@ export interface ListOwner {
   /** The list has something to run. */
   resume: (list: TaskList) => void
   taskCancelled: (list: TaskList, task: BackgroundTask) => void
+  taskCutOff: (list: TaskList, task: BackgroundTask, reason: unknown) => void
 }
 
 /** A task list: tasks that run in the order added, one at a time, and then its cleanups. The list changes its state only here. */
@@ -231,16 +232,25 @@ export class TaskList extends TaskQueue implements TaskOwner {
   /** Takes all tasks that have not finished. Whoever awaits the running one leaves the list alone from now on. */
   takeAll (): BackgroundTask[] {
     const tasks = this.tasks()
+    this.letRunningGo()
+    this.clear()
+    return tasks
+  }
+
+  /** Whoever awaits the running task leaves the list alone from now on. */
+  letRunningGo (): void {
     this.#epoch++
     this.#limit?.clear()
     this.doneWithTask()
-    this.clear()
-    return tasks
   }
 
   taskCancelled (task: BackgroundTask): void {
     this.#owner.taskCancelled(this, task)
     this.letCancelledGo()
+  }
+
+  taskCutOff (task: BackgroundTask, reason: unknown): void {
+    this.#owner.taskCutOff(this, task, reason)
   }
 
   /** Settles when the list has ended. Undefined if somebody waits already. */

@@ -220,7 +220,7 @@ t.test('a job that the server will never take is refused alone, and not as an un
   await app.ready()
   const engine = bullmq({ connection: server.url, prefix: 'alone' })
   t.teardown(() => engine.stop({ drainMs: 0 }))
-  await engine.start([{ name: 'note', attempts: 1, timeout: undefined, keep: { succeeded: 1, failed: 1 }, concurrency: 1 }], { log: app.log, error: () => {} })
+  await engine.start([{ name: 'note', attempts: 1, timeout: undefined, keep: { succeeded: 1, failed: 1 }, concurrency: 1 }], { log: app.log, error: () => {}, cancelled: () => {} })
   const jobOf = (length: number) => ({ id: crypto.randomUUID(), task: 'note', text: JSON.stringify('é'.repeat(length)), payload: null, delayMs: 0, keyed: false, enqueuedAt: Date.now(), headers: {}, requestId: undefined })
   await engine.enqueue([jobOf(500_000)])
   await t.rejects(engine.enqueue([jobOf(600_000)]), { code: 'FST_BGT_INVALID_PAYLOAD', message: /^The payload of the task "note" cannot be stored: the job has 12000\d\d bytes, and the server takes 1048576/ })

@@ -1,3 +1,3 @@
 import { conformance } from './suite.js'
 
-conformance(async () => ({ name: 'local', engine: undefined, supports: { delay: true, key: true, tx: false, get: true } }))
+conformance(async () => ({ name: 'local', engine: undefined, supports: { delay: true, key: true, tx: false, get: true, count: true, find: true, retry: true, cancel: true } }))

@@ -102,7 +102,7 @@ t.test('the worker has connections of its own', async t => {
   const { connectionString, schema } = postgres
   const { log } = (await start(t)).app
   const spec: TaskSpec = { name: 'any', attempts: 1, timeout: undefined, keep: { succeeded: 60, failed: 60 }, concurrency: 1 }
-  const server = new PgBossServer({ connectionString, schema, schedule: false, registerInstance: false, max: 1 }, [spec], { log, error () {} })
+  const server = new PgBossServer({ connectionString, schema, schedule: false, registerInstance: false, max: 1 }, [spec], { log, error () {}, cancelled () {} })
   await server.open()
   t.teardown(() => server.close())
   await server.openForWorker()
@@ -119,7 +119,7 @@ async function workers (t: Test, { connectionString, schema }: OpenPostgres, run
   const { log } = (await start(t)).app
   const spec: TaskSpec = { name: 'any', attempts: 5, timeout: undefined, keep: { succeeded: 60, failed: 60 }, concurrency: 3 }
   return async () => {
-    const server = new PgBossServer({ connectionString, schema, schedule: false, registerInstance: false }, [spec], { log, error () {} })
+    const server = new PgBossServer({ connectionString, schema, schedule: false, registerInstance: false }, [spec], { log, error () {}, cancelled () {} })
     await server.open()
     await server.openForWorker()
     const asked: string[] = []

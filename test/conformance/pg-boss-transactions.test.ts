@@ -69,7 +69,7 @@ t.test('a plan that a pooler has lost is done without', async t => {
   const { connectionString, pool, schema } = postgres
   const { log } = (await start(t)).app
   // With one connection each name is asked of the one that has it, or has lost it.
-  const server = new PgBossServer({ connectionString, schema, schedule: false, registerInstance: false, max: 1 }, [spec], { log, error: error => { t.fail(error.message) } })
+  const server = new PgBossServer({ connectionString, schema, schedule: false, registerInstance: false, max: 1 }, [spec], { log, error: error => { t.fail(error.message) }, cancelled () {} })
   await server.open()
   t.teardown(() => server.close())
   const db = server.web.boss.getDb()
@@ -110,7 +110,7 @@ t.test('processes that store the same keys at once do not lock each other out', 
   const { log } = (await start(t)).app
   const engines = [0, 1].map(() => pgBoss({ connectionString, schema }))
   for (const engine of engines) {
-    await engine.start([spec], { log, error: error => { t.fail(error.message) } })
+    await engine.start([spec], { log, error: error => { t.fail(error.message) }, cancelled () {} })
     t.teardown(() => engine.stop({ drainMs: 0 }))
   }
   for (let round = 0; round < 20; round++) {

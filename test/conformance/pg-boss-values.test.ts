@@ -133,7 +133,7 @@ t.test('what can never be stored is the error of its own task, and nobody else w
   const { log } = (await start(t)).app
   const engine = pgBoss({ connectionString, schema })
   const specs = ['odd', 'other'].map(name => ({ name, attempts: 1, timeout: undefined, keep: { succeeded: 60, failed: 60 }, concurrency: 1 }))
-  await engine.start(specs, { log, error: error => { t.fail(error.message) } })
+  await engine.start(specs, { log, error: error => { t.fail(error.message) }, cancelled () {} })
   t.teardown(() => engine.stop({ drainMs: 0 }))
   const job = (task: string, text = '1'): Job => ({ id: randomUUID(), task, text, payload: 1, delayMs: 0, keyed: false, enqueuedAt: Date.now(), headers: {}, requestId: undefined })
 

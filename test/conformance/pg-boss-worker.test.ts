@@ -15,7 +15,7 @@ t.test('jobs are taken in advance: many that are short and small, few of large p
   const { log } = (await start(t)).app
   const specOf = (name: string, attempts: number): TaskSpec => ({ name, attempts, timeout: undefined, keep: { succeeded: 60, failed: 60 }, concurrency: CONCURRENCY })
   const [many, once] = [specOf('many', 3), specOf('once', 1)]
-  const server = new PgBossServer({ connectionString, schema, schedule: false, registerInstance: false }, [many, once], { log, error: error => { t.fail(error.message) } })
+  const server = new PgBossServer({ connectionString, schema, schedule: false, registerInstance: false }, [many, once], { log, error: error => { t.fail(error.message) }, cancelled () {} })
   await server.open()
   t.teardown(() => server.close())
   let fetched: number[] = []

@@ -12,6 +12,7 @@ import type { Test } from 'tap'
 import t from 'tap'
 import { declareTask, defineTask, type AnyTaskDefinition, type FastifyBackgroundTasksOptions, type TaskContextOptions, type TaskEngine, type TaskEnqueueMessage, type TaskRecord } from '../../lib/index.js'
 import { start, type Started } from '../support/app.js'
+import { operating } from './operating.js'
 
 export interface PlacementUnderTest {
   readonly name: string
@@ -54,6 +55,8 @@ export function conformance (open: (t: Test) => Promise<PlacementUnderTest | und
     const untilState = async (app: FastifyInstance, definition: AnyTaskDefinition, id: string, state: string): Promise<void> => {
       if (supports.get) await until(async () => (await read(app, definition as never, id))?.state === state)
     }
+
+    await operating(t, place, onPlace)
 
     await t.test('a task that a request adds runs once, with its payload, and its result can be read', async t => {
       const ran: unknown[] = []

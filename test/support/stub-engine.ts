@@ -3,7 +3,7 @@ import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict }
 /** An engine in memory that does as it is told: what the core makes of engines, without one. */
 export class StubEngine implements TaskEngine<unknown> {
   readonly name = 'stub'
-  readonly supports = { delay: true, key: true, tx: true, get: true }
+  readonly supports = { delay: true, key: true, tx: true, get: true, count: false, find: false, retry: false, cancel: false }
   groups = false
   readonly calls: string[] = []
   specs: readonly TaskSpec[] = []

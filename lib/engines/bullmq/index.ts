@@ -44,7 +44,7 @@ interface KnownTask {
 
 class BullMqEngine implements TaskEngine {
   readonly name = 'bullmq'
-  readonly supports = { delay: true, key: true, tx: false, get: true } as const
+  readonly supports = { delay: true, key: true, tx: false, get: true, count: false, find: false, retry: false, cancel: false } as const
   readonly groups = false
   readonly #options: CheckedOptions
   /** Reports an error, unless it follows from an outage that was reported. */

@@ -120,6 +120,9 @@ export class TaskWorker extends Worker<unknown, Json, string> {
     switch (verdict.kind) {
       case 'done':
         return verdict.result === null ? null : await this.#toKept(verdict.result, job)
+      case 'cancelled':
+        job.opts.attempts = 0
+        throw new AttemptFailed({ name: 'FastifyError', message: 'It was cancelled', code: 'FST_BGT_CANCELLED' }, { attempt: Math.min(delivery.attempt, this.#task.attempts), made, from: [made, counts.stalled] })
       case 'released':
         await job.moveToWait(token)
         throw new WaitingError()

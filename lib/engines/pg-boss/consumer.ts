@@ -179,6 +179,7 @@ export class PgBossConsumer {
       case 'done': return { id, attemptsBefore, state: 'completed', output: toOutput(verdict.result), keep: this.#keep.succeeded }
       case 'failed': return { id, attemptsBefore, state: 'failed', output: toOutput({ ...verdict.error }), keep: this.#keep.failed }
       case 'retry': return { id, attemptsBefore, state: 'retry', output: toOutput({ ...verdict.error }), delay: boundedDelay(verdict.delayMs) }
+      case 'cancelled': return { id, attemptsBefore, state: 'failed', output: toOutput({ name: 'FastifyError', message: 'It was cancelled', code: 'FST_BGT_CANCELLED' }), keep: this.#keep.failed }
       case 'released': return { id, attemptsBefore, state: attemptsBefore > 0 ? 'retry' : 'created', uncounted: true }
     }
   }

@@ -90,7 +90,7 @@ export function pgBoss (options: PgBossOptions): TaskEngine<PgBossTx> {
 
 class PgBossEngine implements TaskEngine<PgBossTx> {
   readonly name = 'pg-boss'
-  readonly supports = { delay: true, key: true, tx: true, get: true }
+  readonly supports = { delay: true, key: true, tx: true, get: true, count: false, find: false, retry: false, cancel: false }
   readonly groups = true
   readonly #config: ConstructorOptions
   #tasks: readonly TaskSpec[] = []

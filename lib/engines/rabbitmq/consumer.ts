@@ -206,7 +206,7 @@ export class RabbitMqConsumer {
   }
 
   async #settle (job: TakenJob, verdict: Verdict): Promise<void> {
-    if (verdict.kind === 'done') this.#end(job)
+    if (verdict.kind === 'done' || verdict.kind === 'cancelled') this.#end(job)
     else await this.#replace(job, () => this.#publish(job, verdict), verdict.kind !== 'failed')
   }
 
@@ -232,7 +232,7 @@ export class RabbitMqConsumer {
     this.#end(job)
   }
 
-  async #publish (job: TakenJob, verdict: Exclude<Verdict, { kind: 'done' }>): Promise<void> {
+  async #publish (job: TakenJob, verdict: Exclude<Verdict, { kind: 'done' | 'cancelled' }>): Promise<void> {
     const { publisher, queues, spec } = this.#options
     const { message, delivery: { id, attempt } } = job
     switch (verdict.kind) {

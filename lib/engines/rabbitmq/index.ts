@@ -33,7 +33,7 @@ export function rabbitmq (options: RabbitMqOptions = {}): TaskEngine {
 
 class RabbitMqEngine implements TaskEngine {
   readonly name = 'rabbitmq'
-  readonly supports = { delay: true, key: false, tx: false, get: false } as const
+  readonly supports = { delay: true, key: false, tx: false, get: false, count: false, find: false, retry: false, cancel: false } as const
   readonly groups = false
   readonly #urls: readonly string[]
   readonly #prefix: string
