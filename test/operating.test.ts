@@ -79,7 +79,7 @@ t.test('a job that an engine has delivered ends when the engine says that it was
   await app.close()
 })
 
-t.test('a job that cancels itself before its function has returned ends as cancelled', async t => {
+t.test('a job may cancel itself before its function has returned', async t => {
   const itself = defineTask({
     name: 'itself',
     async handler (_: undefined, { id }) {
@@ -87,8 +87,12 @@ t.test('a job that cancels itself before its function has returned ends as cance
       await new Promise(() => {})
     }
   })
-  const { engine } = await onEngine(t, [itself])
+  const tooLate = defineTask({ name: 'too-late', handler (_: undefined, { id }) { engine.cancelled?.('too-late', id) } })
+  const { app, engine, logs } = await onEngine(t, [itself, tooLate])
   t.strictSame(await engine.deliver({ task: 'itself' }), { kind: 'cancelled' })
+  t.match(await engine.deliver({ task: 'too-late' }), { kind: 'done' }, 'a synchronous function has ended by then')
+  t.match(app.backgroundTasks.stats, { pending: 0, running: 0, succeeded: 1, skipped: 1 })
+  t.notOk(logs.some(({ level }) => level >= 40))
 })
 
 t.test('an engine gets a verdict for a task that somebody else has cancelled before its start', async t => {
@@ -144,6 +148,24 @@ t.test('a result that is gone meanwhile, or an engine that is away for a moment,
     return recordOf('succeeded')
   }
   t.match(await away, { state: 'succeeded' })
+})
+
+t.test('a request that asks for a result while the app closes does not hold up the close', async t => {
+  const closing = deferred()
+  const asked = deferred()
+  const engine = new Able()
+  const { app, get } = await start(t, { tasks: [job], engine })
+  app.get('/', async () => {
+    asked.resolve()
+    await closing.promise
+    engine.record = recordOf('running')
+    return { hasEnded: await app.backgroundTasks.result(job, ID, { timeout: 60_000 }) !== undefined }
+  })
+  app.addHook('preClose', async () => { closing.resolve() })
+  const reply = get('/')
+  await asked.promise
+  await app.close()
+  t.equal(await reply, '{"hasEnded":false}')
 })
 
 t.test('an engine that cannot do it, is away, hangs or answers nonsense costs its own call only', async t => {
@@ -207,6 +229,34 @@ t.test('a task of a request that is cancelled while it runs lets the rest of its
   t.strictSame(ran, ['hangs', 'next', 'cleanup'])
   t.strictSame(reasons, ['it was cancelled'])
   t.match(app.backgroundTasks.stats, { succeeded: 1, skipped: 1, running: 0, pending: 0 })
+})
+
+t.test('a task of this process may cancel itself before its function has returned', async t => {
+  const answers: Array<Promise<boolean>> = []
+  const spans: string[] = []
+  const itself: AnyTaskDefinition = defineTask({
+    name: 'itself',
+    async handler (_: undefined, { app, id }) {
+      answers.push(app.backgroundTasks.cancel(itself as never, id))
+      spans.push('starts')
+      await sleep(5)
+      spans.push('goes on')
+    }
+  })
+  const atOnce: AnyTaskDefinition = defineTask({ name: 'at-once', handler (_: undefined, { app, id }) { answers.push(app.backgroundTasks.cancel(atOnce as never, id)) } })
+  const { app, logs } = await start(t, { tasks: [itself, atOnce] })
+  app.get('/', async request => {
+    request.backgroundTasks.addTask(itself as never)
+    request.backgroundTasks.addTask(async () => { spans.push('next starts'); await sleep(20); spans.push('next ends') })
+    request.backgroundTasks.addTask(() => { spans.push('last') })
+    request.backgroundTasks.addTask(atOnce as never)
+  })
+  await app.inject('/')
+  await app.backgroundTasks.idle()
+  t.strictSame(await Promise.all(answers), [true, false], 'a synchronous function has ended by then')
+  t.strictSame(spans, ['starts', 'next starts', 'goes on', 'next ends', 'last'], 'one task of the list runs at a time')
+  t.match(app.backgroundTasks.stats, { pending: 0, running: 0, succeeded: 3, skipped: 1 })
+  t.notOk(logs.some(({ level }) => level >= 40))
 })
 
 t.test('a retry that finds maxPending tasks is refused, and the task can be retried later', async t => {
