@@ -1,0 +1,47 @@
+// @ts-check
+import { PgBoss } from 'pg-boss'
+import { checked, inGroups, inTime, PAYLOAD, POSTGRES_URL, stored } from './promises.js'
+
+/**
+ * `perJob`: each job succeeds or fails on its own, as with the plugin. `best`: for jobs that never fail, since a batch fails as one. Both are
+ * the fastest that were found by trying.
+ */
+const WORK = {
+  best: { batchSize: 1_000, localConcurrency: 2, pollingIntervalSeconds: 0.5, burstWhenBatchFull: true },
+  perJob: { batchSize: 1_000, localConcurrency: 2, pollingIntervalSeconds: 0.5, burstWhenBatchFull: true, perJobResults: true }
+}
+
+/** @type {import('../engine-process.js').OpenWay} */
+export async function pgBossByHand ({ app, place, way, role, work }) {
+  const boss = new PgBoss({ connectionString: POSTGRES_URL, schema: place })
+  boss.on('error', error => { console.error(error.message) })
+  await boss.start()
+  await boss.createQueue('bench', way !== 'bare' || role === 'latency' ? { notify: true } : {})
+  const isBare = way === 'bare' || way === 'best'
+  const add = request => {
+    if (isBare) return boss.send('bench', PAYLOAD)
+    const { id, data } = stored(request)
+    return inTime(boss.send('bench', data, { id }))
+  }
+  app.get('/', async request => {
+    await add(request)
+    return { hello: 'world' }
+  })
+  return {
+    add,
+    fill: n => inGroups(n, count => boss.insert('bench', Array.from({ length: count }, () => isBare ? { data: PAYLOAD } : stored(undefined)))),
+    drain: async () => {
+      const settings = role === 'latency' || way === 'bare' ? {} : WORK[way === 'best' ? 'best' : 'perJob']
+      await boss.work('bench', settings, async jobs => {
+        if (isBare || role === 'latency') {
+          for (const job of jobs) work(job.data)
+          return
+        }
+        return await Promise.all(jobs.map(async job => {
+          await work(checked(job.data.payload))
+          return { id: job.id, status: 'completed' }
+        }))
+      })
+    }
+  }
+}

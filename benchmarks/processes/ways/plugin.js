@@ -1,0 +1,26 @@
+// @ts-check
+import backgroundTasks, { defineTask } from 'fastify-background-tasks'
+import { bullmq } from 'fastify-background-tasks/bullmq'
+import { pgBoss } from 'fastify-background-tasks/pg-boss'
+import { rabbitmq } from 'fastify-background-tasks/rabbitmq'
+import { CONCURRENCY, inGroups, PAYLOAD, POSTGRES_URL, RABBITMQ_URL, REDIS_URL, SCHEMA } from './promises.js'
+
+/** @type {import('../engine-process.js').OpenWay} */
+export async function plugin ({ app, engine, place, role, work }) {
+  const task = defineTask({ name: 'bench', payload: SCHEMA, handler: work })
+  const engines = {
+    bullmq: () => bullmq({ connection: REDIS_URL, prefix: place }),
+    'pg-boss': () => pgBoss({ connectionString: POSTGRES_URL, schema: place }),
+    rabbitmq: () => rabbitmq({ url: RABBITMQ_URL, prefix: place })
+  }
+  await app.register(backgroundTasks, { tasks: [task], engine: engines[engine](), worker: role !== 'web' && { concurrency: CONCURRENCY }, enqueueTimeout: 10_000 })
+  app.get('/', async request => {
+    request.backgroundTasks.addTask(task, PAYLOAD)
+    return { hello: 'world' }
+  })
+  const add = () => app.backgroundTasks.enqueue(task, PAYLOAD)
+  // Consuming begins when the app is ready. The connection is there before, as it is with the library alone: it is made for one job more.
+  if (role === 'worker') await add()
+  else await app.ready()
+  return { add, fill: n => inGroups(n, count => Promise.all(Array.from({ length: count }, add))), drain: () => app.ready() }
+}
