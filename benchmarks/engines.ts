@@ -8,35 +8,96 @@ import { Load } from './load.js'
 import { median, printHeading, printRow } from './report.js'
 
 type Engine = 'bullmq' | 'pg-boss' | 'rabbitmq'
-type Way = 'plugin' | 'library' | 'notify' | 'best'
+/** See engine-process.js. */
+type Way = 'plugin' | 'hand' | 'bare' | 'best' | 'graphile-worker' | 'job-queue'
 type Role = 'web' | 'worker' | 'latency'
 
-const CLIENTS = 50
+const WHAT: Record<Way, string> = {
+  plugin: 'the plugin',
+  hand: 'the same promises by hand',
+  bare: 'the library alone',
+  best: 'the library at its fastest',
+  'graphile-worker': 'graphile-worker',
+  'job-queue': '@platformatic/job-queue'
+}
+
 /** In turns with the other side: the machine changes its speed within seconds. */
 const SLICES = 4
 const JOBS = 20_000
 /** Jobs, or requests, before anything is measured: V8 interprets at first. */
 const WARM_UP = 10_000
 
-const { REDIS_URL = 'redis://127.0.0.1:6379', POSTGRES_URL = 'postgres://postgres@127.0.0.1:5432/test', RABBITMQ_URL = 'amqp://guest:guest@127.0.0.1:5672' } = process.env
+interface Requests {
+  readonly engine: Engine
+  readonly against: Way
+  readonly clients: number
+  /** The least ratio of requests per second. */
+  readonly rate?: number
+  /** The most that a request may cost in CPU time, as a ratio. */
+  readonly cpu?: number
+}
 
-/** The plugin on an engine against its library alone. */
+interface Compared {
+  readonly engine: Engine
+  readonly against: Way
+  readonly limit?: number
+}
+
+const REQUESTS: readonly Requests[] = [
+  { engine: 'bullmq', against: 'hand', clients: 50, rate: 1, cpu: 1.05 },
+  { engine: 'bullmq', against: 'bare', clients: 50 },
+  { engine: 'bullmq', against: 'job-queue', clients: 50 },
+  { engine: 'pg-boss', against: 'hand', clients: 50, rate: 5, cpu: 1.05 },
+  { engine: 'pg-boss', against: 'hand', clients: 200, rate: 8 },
+  { engine: 'pg-boss', against: 'graphile-worker', clients: 50, rate: 8 },
+  { engine: 'rabbitmq', against: 'hand', clients: 50, rate: 1, cpu: 1.05 },
+  { engine: 'rabbitmq', against: 'bare', clients: 50 }
+]
+
+const DRAINS: readonly Compared[] = [
+  { engine: 'bullmq', against: 'hand', limit: 1 },
+  { engine: 'bullmq', against: 'job-queue' },
+  { engine: 'pg-boss', against: 'hand' },
+  { engine: 'pg-boss', against: 'best', limit: 1.3 },
+  { engine: 'pg-boss', against: 'graphile-worker', limit: 1.1 },
+  { engine: 'rabbitmq', against: 'hand', limit: 1 }
+]
+
+const LATENCIES: readonly Compared[] = [
+  { engine: 'bullmq', against: 'hand', limit: 1.1 },
+  { engine: 'bullmq', against: 'job-queue' },
+  { engine: 'pg-boss', against: 'hand', limit: 1.1 },
+  { engine: 'pg-boss', against: 'graphile-worker' },
+  { engine: 'rabbitmq', against: 'hand', limit: 1.3 }
+]
+
+const IDLE: ReadonlyArray<readonly [Engine, readonly Way[]]> = [
+  ['bullmq', ['plugin', 'hand', 'job-queue']],
+  ['pg-boss', ['plugin', 'hand', 'graphile-worker']],
+  ['rabbitmq', ['plugin', 'hand']]
+]
+
+const { REDIS_URL = 'redis://127.0.0.1:6379', POSTGRES_URL = 'postgres://postgres@127.0.0.1:5432/test', RABBITMQ_URL = 'amqp://guest:guest@127.0.0.1:5672' } = process.env
+const [major = 0, minor = 0] = process.versions.node.split('.').map(Number)
+
+/** The plugin on an engine, against its library by hand and against what one would pick instead. */
 export async function benchEngines (rounds: number): Promise<void> {
   printHeading(`Engines: median of ${rounds} alternating rounds (range)`)
-  await benchRequests('bullmq', 'library', 'awaited in the handler', rounds, 0.95, 1.05)
-  await benchRequests('pg-boss', 'library', 'awaited in the handler', rounds, 8, undefined)
-  await benchRequests('pg-boss', 'notify', 'awaited, queue with NOTIFY', rounds, 8, undefined)
-  await benchRequests('rabbitmq', 'library', 'awaited in the handler', rounds, 0.95, 1.05)
-  await benchDrain('bullmq', 'library', 'the library\'s Worker', rounds, 0.95)
-  await benchDrain('pg-boss', 'library', 'work() at its defaults', rounds, 4)
-  await benchDrain('pg-boss', 'best', 'work() at its best settings', rounds, 1.5)
-  await benchDrain('rabbitmq', 'library', 'a consumer of the client', rounds, 0.95)
-  for (const engine of ['bullmq', 'pg-boss', 'rabbitmq'] as const) await benchLatency(engine, rounds)
+  for (const row of REQUESTS.filter(canRun)) await benchRequests(row, rounds)
+  for (const row of DRAINS.filter(canRun)) await benchDrain(row, rounds)
+  for (const row of LATENCIES.filter(canRun)) await benchLatency(row, rounds)
+  for (const [engine, ways] of IDLE) await benchIdle(engine, ways.filter(against => canRun({ engine, against })))
   for (const engine of ['bullmq', 'pg-boss', 'rabbitmq'] as const) await benchWorkers(engine)
 }
 
+function canRun ({ engine, against }: Compared | Requests): boolean {
+  const can = against !== 'job-queue' || major > 22 || (major === 22 && minor >= 19)
+  if (!can) printRow({ what: `${engine}: ${WHAT[against]}`, figure: 'skipped: it needs Node 22.19' })
+  return can
+}
+
 /** Requests per second of a route that adds one task, and what a request costs the process. */
-async function benchRequests (engine: Engine, against: Way, what: string, rounds: number, limit: number, cpuLimit: number | undefined): Promise<void> {
+async function benchRequests ({ engine, against, clients, rate: rateLimit, cpu: cpuLimit }: Requests, rounds: number): Promise<void> {
   const rates: number[] = []
   const cpus: number[] = []
   const sides: Record<string, { rate: number, cpu: number }[]> = { plugin: [], [against]: [] }
@@ -47,7 +108,7 @@ async function benchRequests (engine: Engine, against: Way, what: string, rounds
       const servers = await Promise.all(ways.map(async (way, i) => {
         const child = await start<number>(engine, way, 'web', places[i] ?? '')
         const requests = engine !== 'pg-boss' || way === 'plugin' ? 2_000 : 400
-        return { way, child, requests, load: await Load.connect(child.ready, CLIENTS), ms: 0, micros: 0 }
+        return { way, child, requests, load: await Load.connect(child.ready, clients), ms: 0, micros: 0 }
       }))
       for (const { load, requests } of servers) await load.run(Math.min(WARM_UP, 8 * requests))
       for (let slice = 0; slice < SLICES; slice++) {
@@ -72,41 +133,43 @@ async function benchRequests (engine: Engine, against: Way, what: string, rounds
     })
   }
   const of = (way: string, part: 'rate' | 'cpu'): string => median(sides[way]?.map(side => side[part]) ?? []).toFixed(0)
-  const ratio = median(rates)
-  printRow({ what: `${engine}: requests/s, plugin / ${what}`, figure: `${show(rates)}, ${of('plugin', 'rate')} / ${of(against, 'rate')}`, limit: `>= ${limit}`, met: ratio >= limit })
+  const what = `${WHAT[against]}, ${clients} clients`
   printRow({
-    what: `${engine}: CPU per request`,
+    what: `${engine}: requests/s, plugin / ${what}`,
+    figure: `${show(rates)}, ${of('plugin', 'rate')} / ${of(against, 'rate')}`,
+    ...rateLimit !== undefined && { limit: `>= ${rateLimit}`, met: median(rates) >= rateLimit }
+  })
+  printRow({
+    what: `${engine}: CPU per request, plugin / ${what}`,
     figure: `${show(cpus)}, ${of('plugin', 'cpu')} / ${of(against, 'cpu')} µs`,
     ...cpuLimit !== undefined && { limit: `<= ${cpuLimit}`, met: median(cpus) <= cpuLimit }
   })
 }
 
 /** Jobs per second of one process that runs 20,000 of them, behind those that warm it up. */
-async function benchDrain (engine: Engine, against: Way, what: string, rounds: number, limit: number): Promise<void> {
+async function benchDrain ({ engine, against, limit }: Compared, rounds: number): Promise<void> {
   const ratios: number[] = []
   const rates: Record<string, number[]> = { plugin: [], [against]: [] }
   for (let round = 0; round < rounds; round++) {
     const rate: Record<string, number> = {}
     const ways: Way[] = round % 2 === 0 ? ['plugin', against] : [against, 'plugin']
     for (const way of ways) {
-      // At its defaults the library runs one job every two seconds or so.
-      rate[way] = engine === 'pg-boss' && way === 'library' ? await drainRate(engine, way, 0, 20, 1) : await drainRate(engine, way, WARM_UP, JOBS, 1)
+      rate[way] = await drainRate(engine, way, WARM_UP, JOBS, 1)
       rates[way]?.push(rate[way])
     }
     ratios.push((rate['plugin'] ?? NaN) / (rate[against] ?? NaN))
   }
   printRow({
-    what: `${engine}: drain, plugin / ${what}`,
+    what: `${engine}: drain, plugin / ${WHAT[against]}`,
     figure: `${show(ratios)}, ${median(rates['plugin'] ?? []).toFixed(0)} / ${median(rates[against] ?? []).toFixed(0)} jobs/s`,
-    limit: `>= ${limit}`,
-    met: median(ratios) >= limit
+    ...limit !== undefined && { limit: `>= ${limit}`, met: median(ratios) >= limit }
   })
 }
 
 async function drainRate (engine: Engine, way: Way, before: number, jobs: number, processes: number): Promise<number> {
   let rate = NaN
   await inPlaces(engine, async ([place = '']) => {
-    const filler = await start<number>(engine, way === 'plugin' ? 'plugin' : 'library', 'web', place)
+    const filler = await start<number>(engine, way, 'web', place)
     await filler.ask(`fill ${before + jobs}`)
     await filler.stop()
     const workers = await Promise.all(Array.from({ length: processes }, async () => await start<null>(engine, way, 'worker', place)))
@@ -127,31 +190,42 @@ async function drainRate (engine: Engine, way: Way, before: number, jobs: number
 }
 
 /** Milliseconds from the receipt to the start of a job, on an idle worker. */
-async function benchLatency (engine: Engine, rounds: number): Promise<void> {
-  const waits: Record<string, number[]> = { plugin: [], library: [] }
+async function benchLatency ({ engine, against, limit }: Compared, rounds: number): Promise<void> {
+  const waits: Record<string, number[]> = { plugin: [], [against]: [] }
   await inPlaces(engine, async places => {
-    const children = await Promise.all((['plugin', 'library'] as const).map(async (way, i) => ({ way, child: await start<null>(engine, way, 'latency', places[i] ?? '') })))
-    // At its defaults pg-boss polls every two seconds.
-    const isSlow = (way: Way): boolean => engine === 'pg-boss' && way === 'library'
-    const jobs = (way: Way): number => isSlow(way) ? 10 : 100
-    for (const { way, child } of children) {
-      if (!isSlow(way)) await warmUp(child)
+    const children = await Promise.all((['plugin', against] as const).map(async (way, i) => ({ way, child: await start<null>(engine, way, 'latency', places[i] ?? '') })))
+    for (const { child } of children) {
+      await warmUp(child)
       await child.ask('latency 5')
     }
     for (let round = 0; round < rounds; round++) {
-      for (const { way, child } of children) waits[way]?.push(...await child.ask(`latency ${jobs(way)}`) as number[])
+      for (const { way, child } of children) waits[way]?.push(...await child.ask('latency 100') as number[])
     }
     for (const { child } of children) await child.stop()
   })
   for (const [name, share] of [['p50', 0.5], ['p99', 0.99]] as const) {
-    const [plugin = NaN, library = NaN] = ['plugin', 'library'].map(way => quantile(waits[way] ?? [], share))
+    const [plugin = NaN, other = NaN] = ['plugin', against].map(way => quantile(waits[way] ?? [], share))
     printRow({
-      what: `${engine}: latency from stored to started, ${name}`,
-      figure: `${(plugin / library).toFixed(2)}, ${plugin.toFixed(2)} / ${library.toFixed(2)} ms`,
-      limit: '<= 1.1',
-      met: plugin / library <= 1.1
+      what: `${engine}: from stored to started, ${name}, plugin / ${WHAT[against]}`,
+      figure: `${(plugin / other).toFixed(2)}, ${plugin.toFixed(2)} / ${other.toFixed(2)} ms`,
+      ...limit !== undefined && { limit: `<= ${limit}`, met: plugin / other <= limit }
     })
   }
+}
+
+/** Megabytes of a worker that has run some jobs, and is idle. */
+async function benchIdle (engine: Engine, ways: readonly Way[]): Promise<void> {
+  const figures: string[] = []
+  for (const way of ways) {
+    await inPlaces(engine, async ([place = '']) => {
+      const worker = await start<null>(engine, way, 'latency', place)
+      await worker.ask('latency 20')
+      await sleep(1_000)
+      figures.push(`${(await worker.ask('memory') as number / 1e6).toFixed(0)} (${WHAT[way]})`)
+      await worker.stop()
+    })
+  }
+  printRow({ what: `${engine}: memory of an idle worker`, figure: `${figures.join(', ')} MB` })
 }
 
 /** As a process is that has been at work for a while: V8 interprets at first. */

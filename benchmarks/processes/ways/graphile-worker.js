@@ -10,6 +10,8 @@ const logger = new Logger(() => () => {})
 /** @type {import('../engine-process.js').OpenWay} */
 export async function graphileWorker ({ app, place, role, work }) {
   const pgPool = new pg.Pool({ connectionString: POSTGRES_URL })
+  pgPool.on('error', error => { console.error(error.message) })
+  pgPool.on('connect', client => { client.on('error', error => { console.error(error.message) }) })
   const utils = await makeWorkerUtils({ pgPool, schema: place, logger })
   await utils.migrate()
   const add = () => utils.addJob('bench', PAYLOAD)

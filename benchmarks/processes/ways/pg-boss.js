@@ -13,7 +13,7 @@ const WORK = {
 
 /** @type {import('../engine-process.js').OpenWay} */
 export async function pgBossByHand ({ app, place, way, role, work }) {
-  const boss = new PgBoss({ connectionString: POSTGRES_URL, schema: place })
+  const boss = new PgBoss({ connectionString: POSTGRES_URL, schema: place, useListenNotify: true })
   boss.on('error', error => { console.error(error.message) })
   await boss.start()
   await boss.createQueue('bench', way !== 'bare' || role === 'latency' ? { notify: true } : {})
