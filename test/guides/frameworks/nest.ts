@@ -25,10 +25,10 @@ const smtp = {
   }
 }
 
-const sendReceipt = declareTask({ name: 'send-receipt', payload: Type.Object({ email: Type.String() }) })
+export const sendReceipt = declareTask({ name: 'send-receipt', payload: Type.Object({ email: Type.String() }) })
 
 @Injectable()
-class Mailer implements OnApplicationShutdown {
+export class Mailer implements OnApplicationShutdown {
   async sendReceipt (email: string): Promise<void> { await smtp.send(`a receipt for ${email}`) }
 
   async onApplicationShutdown (): Promise<void> { await smtp.close() }
@@ -117,7 +117,7 @@ class ShutdownHooks implements OnModuleDestroy, OnApplicationShutdown {
 }
 
 @Module({ controllers: [OrdersController], providers: [Orders, AmbientOrders, Mailer, ShutdownHooks, { provide: APP_FILTER, useClass: Alert }] })
-class AppModule implements NestModule {
+export class AppModule implements NestModule {
   configure (consumer: MiddlewareConsumer): void {
     consumer.apply(Visits).forRoutes('*path')
   }
