@@ -10,7 +10,7 @@ import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fa
 import { Type } from '@sinclair/typebox'
 import type { FastifyRequest } from 'fastify'
 import { tap, type Observable } from 'rxjs'
-import { addTask } from '../../../lib/ambient.js'
+import { addTask, requestTasks } from '../../../lib/ambient.js'
 import backgroundTasks, { declareTask } from '../../../lib/index.js'
 import { writeLog } from './journal.js'
 
@@ -73,8 +73,7 @@ class Audit implements NestInterceptor {
 @Catch()
 class Alert extends BaseExceptionFilter {
   override catch (error: Error, host: ArgumentsHost): void {
-    const request = host.switchToHttp().getRequest<FastifyRequest>()
-    request.backgroundTasks.with({ when: 'always' }).addTask(writeLog, `failed: ${error.message}\n`)
+    requestTasks()?.with({ when: 'always' }).addTask(writeLog, `failed: ${error.message}\n`)
     super.catch(error, host)
   }
 }
