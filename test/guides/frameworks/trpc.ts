@@ -5,8 +5,8 @@ import { fastifyTRPCPlugin, type CreateFastifyContextOptions, type FastifyTRPCPl
 import Fastify, { type FastifyInstance } from 'fastify'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
-import { addTask } from '../../../lib/ambient.js'
-import backgroundTasks from '../../../lib/index.js'
+import { addTask, requestTasks } from '../../../lib/ambient.js'
+import backgroundTasks, { BackgroundTask } from '../../../lib/index.js'
 import { writeLog } from './journal.js'
 
 const createContext = ({ req }: CreateFastifyContextOptions) => ({ request: req })
@@ -22,11 +22,13 @@ async function addOrder (email: string): Promise<void> {
   addTask(writeLog, `ordered by ${email}\n`)
 }
 
-const procedure = t.procedure.use(async ({ ctx, next }) => {
-  let isDone = false
-  const tasks = ctx.request.backgroundTasks.with({ when: outcome => !outcome.failed && isDone })
+/** What a test makes wait. */
+export const report = { render: async (_percent: number): Promise<void> => {} }
+
+const procedure = t.procedure.use(async ({ next }) => {
+  const tasks: BackgroundTask[] = []
   const result = await next({ ctx: { tasks } })
-  isDone = result.ok
+  if (result.ok) for (const task of tasks) requestTasks()?.addTask(task)
   return result
 })
 
@@ -41,12 +43,13 @@ const router = t.router({
     return '17'
   }),
   orderStrict: procedure.input(z.string()).mutation(async ({ ctx, input }) => {
-    ctx.tasks.addTask(writeLog, `ordered by ${input}\n`)
+    ctx.tasks.push(new BackgroundTask(writeLog, `ordered by ${input}\n`))
     await saveOrder(input)
     return '17'
   }),
   progress: t.procedure.subscription(async function * () {
     for (const percent of [50, 100]) {
+      await report.render(percent)
       addTask(writeLog, `at ${percent} %\n`)
       yield percent
     }
