@@ -22,7 +22,8 @@ t.setTimeout(120_000)
 t.beforeEach(() => { takeJournal() })
 
 t.test('each paragraph of code in docs/frameworks.md stands in a module, which is run below', async t => {
-  const { all, missing } = paragraphsOf('frameworks.md', ['nest', 'trpc', 'graphql', 'express'].map(name => `guides/frameworks/${name}.ts`))
+  const modules = ['when', 'nest', 'trpc', 'graphql', 'express'].map(name => `guides/frameworks/${name}.ts`)
+  const { all, missing } = paragraphsOf('frameworks.md', [...modules, 'support/nest-service.ts'])
   t.ok(all.length > 20)
   t.strictSame(missing, [])
 })

@@ -13,6 +13,7 @@ import { tap, type Observable } from 'rxjs'
 import { addTask, requestTasks } from '../../../lib/ambient.js'
 import backgroundTasks, { declareTask } from '../../../lib/index.js'
 import { writeLog } from './journal.js'
+import { when } from './when.js'
 
 /** What the mailer sends by. */
 const smtp = {
@@ -127,7 +128,7 @@ export async function main (): Promise<NestFastifyApplication> {
   const adapter = new FastifyAdapter()
   await adapter.getInstance().register(backgroundTasks, {
     ambient: true,
-    when: ({ failed, statusCode }) => !failed && statusCode < 400,
+    when,
     tasks: [sendReceipt.handledBy(async ({ email }) => { await app.get(Mailer).sendReceipt(email) })]
   })
   const app = await NestFactory.create<NestFastifyApplication>(AppModule, adapter)

@@ -8,6 +8,7 @@ import { z } from 'zod'
 import { addTask, requestTasks } from '../../../lib/ambient.js'
 import backgroundTasks, { BackgroundTask } from '../../../lib/index.js'
 import { writeLog } from './journal.js'
+import { when } from './when.js'
 
 const createContext = ({ req }: CreateFastifyContextOptions) => ({ request: req })
 
@@ -61,12 +62,12 @@ export type Router = typeof router
 /** A server of the router. */
 export async function shop (): Promise<FastifyInstance> {
   const app = Fastify({ routerOptions: { maxParamLength: 5_000 } })
-  await app.register(backgroundTasks, { ambient: true, when: ({ failed, statusCode }) => !failed && statusCode < 400 })
+  await app.register(backgroundTasks, { ambient: true, when })
   await app.register(websocket)
   await app.register(fastifyTRPCPlugin, {
     prefix: '/trpc',
     useWSS: true,
-    trpcOptions: { router, createContext } satisfies FastifyTRPCPluginOptions<Router>['trpcOptions']
+    trpcOptions: { router, createContext } satisfies FastifyTRPCPluginOptions<typeof router>['trpcOptions']
   })
   return app
 }
