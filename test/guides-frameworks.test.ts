@@ -198,7 +198,7 @@ t.test('tRPC', async t => {
     t.strictSame(await written(app), ['at 50 %\n', 'at 100 %\n'])
   })
 
-  await t.test('over a WebSocket: the list is that of the connection, its tasks run at once, and the context has the raw request', async t => {
+  await t.test('over a WebSocket: the list is that of the connection, its tasks run immediately, and the context has the raw request', async t => {
     const connection = createWSClient({ url: url.replace('http', 'ws'), WebSocket: WebSocket as unknown as typeof globalThis.WebSocket })
     t.teardown(() => connection.close())
     const client = createTRPCClient<trpc.Router>({ links: [wsLink({ client: connection })] })
@@ -255,6 +255,8 @@ t.test('GraphQL', async t => {
     t.match(await ask('mutation { orderStrict(email: "ada") }', '{ unknown }', 'mutation { order(email: "bob") }'), { status: 200, body: [{ data: {} }, { errors: [{}] }, { data: {} }] })
     t.strictSame(await written(app), ['ordered by ada\n', 'ordered by bob\n'], 'a batch has one list')
     t.match(outcomes, [{ statusCode: 200, failed: false }])
+    await ask('mutation { orderStrict(email: "ada") }', 'mutation { order(email: "") }', 'mutation { order(email: "bob") }')
+    t.strictSame(await written(app), ['ordered by bob\n'], 'and a field of any of its queries counts')
   })
 
   await t.test('a subscription has the list of its connection, whoever publishes', async t => {
@@ -273,10 +275,11 @@ t.test('GraphQL', async t => {
       client.send(JSON.stringify({ type: 'subscribe', id: '1', payload: { query: 'subscription { ordered }' } }))
       await once(subscribed, 'one')
     }
+    t.strictSame(await written(app), ['somebody listens\n', 'somebody listens\n'])
     await ask('mutation { order(email: "eve") }')
     await until(() => journal.length === 3)
     t.strictSame((await written(app)).sort(), ['ordered by eve\n', 'told that eve has ordered\n', 'told that eve has ordered\n'])
-    t.strictSame(added.sort(), ['ada', 'bob', undefined])
+    t.strictSame(added.sort(), ['ada', 'ada', 'bob', 'bob', undefined])
   })
 })
 

@@ -39,7 +39,10 @@ const resolvers = {
   },
   Subscription: {
     ordered: {
-      subscribe: async (_: unknown, __: unknown, { pubsub }: Context) => await pubsub.subscribe('ordered'),
+      async subscribe (_: unknown, __: unknown, { reply, pubsub }: Context) {
+        reply.request.backgroundTasks.addTask(writeLog, 'somebody listens\n')
+        return await pubsub.subscribe('ordered')
+      },
       resolve ({ ordered }: { ordered: string }) {
         addTask(writeLog, `told that ${ordered} has ordered\n`)
         return ordered
