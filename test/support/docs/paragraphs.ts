@@ -6,12 +6,15 @@ const unindented = (text: string): string => `\n${text.split('\n').map(line => l
 
 /**
  * @param modules those that are run, from `test/`
+ * @param heading one section of the page. Default: the whole page
  * @returns the paragraphs of code of a page of `docs/`, without imports, and those of them that stand in no module
  */
-export function paragraphsOf (page: string, modules: readonly string[]): { all: string[], missing: string[] } {
+export function paragraphsOf (page: string, modules: readonly string[], heading?: string): { all: string[], missing: string[] } {
   const read = (path: string): string => readFileSync(new URL(`../../${path}`, import.meta.url), 'utf8')
   const code = modules.map(path => unindented(read(path)))
-  const blocks = Array.from(read(`../docs/${page}`).matchAll(/^```ts\n(.*?)^```$/gms), ([, block = '']) => block)
+  const text = read(`../docs/${page}`)
+  const section = heading === undefined ? text : text.split(/^## /m).find(section => section.startsWith(`${heading}\n`)) ?? ''
+  const blocks = Array.from(section.matchAll(/^```[jt]s\n(.*?)^```$/gms), ([, block = '']) => block)
   const all = blocks
     .flatMap(block => block.replace(/^import (?:\{[^}]*\} from .*|.*)\n/gm, '').split('\n\n'))
     .filter(paragraph => paragraph.trim() !== '')
