@@ -102,6 +102,8 @@ t.test('NestJS: the reply of an exception filter is no failure of the request, s
   const { post, written } = await startNest(t, 'before create')
   t.equal(await post('/orders/ambient', ''), 500)
   t.strictSame(await written(), ['visited: /orders/ambient\n', 'ordered by \n', 'failed: nobody orders\n'])
+  t.equal(await post('/failing'), 500)
+  t.strictSame(await written(), ['failed: in a middleware\n'], 'a filter finds the list where only middleware has run')
 })
 
 t.test('NestJS: a plugin that is registered after NestFactory.create is not there for ambient tasks of middleware', async t => {

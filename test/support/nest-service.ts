@@ -2,7 +2,7 @@
  * The NestJS app of docs/frameworks.md, in a process of its own: the loader of the tests does not find the modules of NestJS. It is
  * registered as the page says, or with the default `when` before or after `NestFactory.create`.
  */
-import { Logger } from '@nestjs/common'
+import { Logger, Module, type MiddlewareConsumer, type NestModule } from '@nestjs/common'
 import { NestFactory } from '@nestjs/core'
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify'
 import backgroundTasks from '../../lib/index.js'
@@ -28,13 +28,22 @@ export type Message = { address: string } | { written: string[] } | { wrote: str
 
 const say = (message: Message): void => { process.send?.(message) }
 
+/** The app of the page, with a middleware that fails for one path. */
+@Module({ imports: [AppModule] })
+class WithFailingMiddleware implements NestModule {
+  configure (consumer: MiddlewareConsumer): void {
+    const fail = (_request: unknown, _response: unknown, next: (error: Error) => void): void => { next(new Error('in a middleware')) }
+    consumer.apply(fail).forRoutes('failing')
+  }
+}
+
 async function create (registration: Registration): Promise<NestFastifyApplication> {
   const adapter = new FastifyAdapter()
   const register = async (): Promise<void> => {
     await adapter.getInstance().register(backgroundTasks, { ambient: true, tasks: [sendReceipt.handledBy(async () => {})] })
   }
   if (registration === 'before create') await register()
-  const app = await NestFactory.create<NestFastifyApplication>(AppModule, adapter)
+  const app = await NestFactory.create<NestFastifyApplication>(WithFailingMiddleware, adapter)
   if (registration === 'after create') await register()
   await app.listen(0)
   return app
