@@ -144,12 +144,12 @@ t.test('tRPC', async t => {
   const app = await trpc.shop()
   const url = `${await serve(t, app)}/trpc`
   const statuses: number[] = []
-  const send = async (input: string | URL | Request, init?: RequestInit): Promise<Response> => {
+  const send = async (input: string | URL | Request, init?: object): Promise<Response> => {
     const reply = await fetch(input, init)
     statuses.push(reply.status)
     return reply
   }
-  const fetching = { url, fetch: send as typeof fetch }
+  const fetching = { url, fetch: send }
   t.beforeEach(() => { statuses.length = 0 })
 
   await t.test('a procedure adds to the list of its request, and a failed one has none', async t => {
@@ -173,6 +173,10 @@ t.test('tRPC', async t => {
       t.strictSame(statuses, [status], 'one request')
       t.strictSame(await written(app), ['ordered by ada\n', 'ordered by bob\n', 'ordered by eve\n'])
     }
+    statuses.length = 0
+    const client = createTRPCClient<trpc.Router>({ links: [httpBatchLink(fetching)] })
+    await Promise.allSettled([client.order.mutate(''), client.order.mutate('')])
+    t.strictSame(statuses, [409], 'all have failed in one way')
   })
 
   /** The report goes on from one percentage to the next when it is told to. */
@@ -289,11 +293,12 @@ t.test('Express middleware', async t => {
   for (const name of ['@fastify/express', '@fastify/middie'] as const) {
     await t.test(name, async t => {
       const app = await express.site(name)
-      app.use('/handled', (_req, _res, next) => {
+      app.use('/handled', (_req: IncomingMessage, _res: ServerResponse, next: (error?: Error) => void) => {
         addTask(writeLog, 'before it failed')
         next(new Error('no'))
       })
       if (name === '@fastify/express') {
+        app.use('/rejects', async () => { throw new Error('no') })
         // Express knows an error handler by its four parameters.
         app.use('/handled', ((_error: Error, _req: IncomingMessage, res: ServerResponse, _next: unknown) => {
           res.statusCode = 500
@@ -309,6 +314,10 @@ t.test('Express middleware', async t => {
       t.strictSame(await written(app), ['visited: /orders\n', 'an order has come in\n'], 'a middleware answers')
       t.equal(await post('/orders', 'wrong'), 500)
       t.strictSame(await written(app), [], 'an error that a middleware passes on fails the request')
+      if (name === '@fastify/express') {
+        t.equal(await post('/rejects'), 500)
+        t.strictSame(await written(app), [], 'and so does a rejection')
+      }
       t.equal(await post('/handled'), 500)
       t.strictSame(await written(app), name === '@fastify/express' ? ['visited: /handled\n', 'before it failed'] : [], 'not an error that a middleware has answered')
     })

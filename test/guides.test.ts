@@ -36,6 +36,12 @@ for (const guide of ['from-fastapi', 'idempotent-handlers', 'changing-definition
   })
 }
 
+t.test('each paragraph of code on a report in a thread stands in its modules, which test/recipes.test.ts runs', async t => {
+  const { all, missing } = paragraphsOf('recipes.md', ['guides/reports.ts', 'guides/render-report.js'], 'A report in a thread')
+  t.equal(all.length, 5)
+  t.strictSame(missing, [])
+})
+
 t.test('from FastAPI', async t => {
   // Its code writes to log.txt, as the tutorial does.
   const home = process.cwd()

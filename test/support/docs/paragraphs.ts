@@ -5,7 +5,7 @@ import { readFileSync } from 'node:fs'
 const unindented = (text: string): string => `\n${text.split('\n').map(line => line.trim().replace(/^export /, '')).join('\n')}\n`
 
 /**
- * @param modules those that are run, from `test/`
+ * @param modules those that are run, from `test/`. Code in JavaScript counts if one of them is in it
  * @param heading one section of the page. Default: the whole page
  * @returns the paragraphs of code of a page of `docs/`, without imports, and those of them that stand in no module
  */
@@ -14,7 +14,8 @@ export function paragraphsOf (page: string, modules: readonly string[], heading?
   const code = modules.map(path => unindented(read(path)))
   const text = read(`../docs/${page}`)
   const section = heading === undefined ? text : text.split(/^## /m).find(section => section.startsWith(`${heading}\n`)) ?? ''
-  const blocks = Array.from(section.matchAll(/^```[jt]s\n(.*?)^```$/gms), ([, block = '']) => block)
+  const fences = modules.some(path => path.endsWith('.js')) ? /^```[jt]s\n(.*?)^```$/gms : /^```ts\n(.*?)^```$/gms
+  const blocks = Array.from(section.matchAll(fences), ([, block = '']) => block)
   const all = blocks
     .flatMap(block => block.replace(/^import (?:\{[^}]*\} from .*|.*)\n/gm, '').split('\n\n'))
     .filter(paragraph => paragraph.trim() !== '')
