@@ -124,25 +124,28 @@ export class PgBossConsumer {
   }
 
   /**
-   * Stops a job that was cancelled, as the server says.
+   * Stops a job if it was cancelled, as the server says.
    * @param fate undefined if there is no such job any more
+   * @param isMentioned whether somebody has said that it was cancelled
    */
-  learn ({ id, start }: Start, fate: Fate | undefined): void {
+  learn ({ id, start }: Start, fate: Fate | undefined, isMentioned: boolean): void {
     const isIt = ({ job }: TakenJob): boolean => job.id === id && job.expireInSeconds === start
     const running = Array.from(this.#running.values()).find(isIt)
     const taken = running ?? this.#waiting.find(isIt)
-    if (taken === undefined || !this.#isCancelled(taken, fate)) return
+    if (taken === undefined || !this.#isCancelled(taken, fate, isMentioned)) return
     if (running !== undefined) return this.#server.cancelled(this.name, id)
     this.#waiting = this.#waiting.filter(waiting => waiting !== taken)
     this.#fill()
   }
 
-  /** A job that was lost in a failover, or that another process has started after this one was silent, was not cancelled. */
-  #isCancelled ({ job: { data } }: TakenJob, fate: Fate | undefined): boolean {
-    if (fate === undefined) return this.#keep.failed <= SHORT_KEEP
-    const enqueuedAt = isObject(data) ? data['enqueuedAt'] : undefined
-    // Its key was free, and was stored again.
-    return fate.state === 'cancelled' || (fate.enqueuedAt ?? undefined) !== (enqueuedAt ?? undefined)
+  /** A job that was lost in a failover, or that another process has started because this one was silent, was not cancelled. */
+  #isCancelled ({ job: { data, expireInSeconds } }: TakenJob, fate: Fate | undefined, isMentioned: boolean): boolean {
+    if (fate === undefined) return isMentioned || this.#keep.failed <= SHORT_KEEP
+    const { state, start, enqueuedAt } = fate
+    const isLast = start === expireInSeconds
+    if (state === 'cancelled' || (isMentioned && !(isLast && state === 'active'))) return true
+    // It was cancelled and put back, or its key was free and was stored again.
+    return (isLast && state === 'created') || JSON.stringify(enqueuedAt ?? null) !== JSON.stringify((isObject(data) ? data['enqueuedAt'] : undefined) ?? null)
   }
 
   #toStart ({ id, expireInSeconds: start }: FetchedJob): Start {

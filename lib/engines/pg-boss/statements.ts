@@ -95,12 +95,12 @@ export function touch (schema: string): string {
  */
 export function fates (schema: string): string {
   return `
-    SELECT j.name, j.id, x.start, j.state::text AS state, j.data->'enqueuedAt' AS "enqueuedAt"
-    FROM json_to_recordset($1::text::json) AS x (name text, id uuid, start int)
+    SELECT j.name, j.id, j.expire_seconds AS start, j.state::text AS state, j.data->'enqueuedAt' AS "enqueuedAt"
+    FROM json_to_recordset($1::text::json) AS x (name text, id uuid)
     JOIN ${schema}.job j ON j.name = x.name AND j.id = x.id`
 }
 
-/** What has become of a job that this process runs. */
+/** What has become of a job that this process runs. The start is its last one. */
 export interface Fate extends Start {
   readonly state: string
   /** When the task was added that is stored under this id now. */

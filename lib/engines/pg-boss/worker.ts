@@ -56,7 +56,7 @@ export class PgBossWorker {
     this.#server = server
     const ends = this.#ends = new EndTeller(server)
     this.#consumers = new Map(tasks.map(task => [task.name, new PgBossConsumer(task, server, run, ms => { this.#pollIn(ms) }, {
-      onMentioned: starts => { void this.#learn(starts) },
+      onMentioned: starts => { void this.#learn(starts, true) },
       onSettled: settlements => { ends.settled(task.name, settlements) }
     })]))
   }
@@ -133,12 +133,12 @@ export class PgBossWorker {
     else if (what === WATCHED) this.#ends.watched(queue)
   }
 
-  /** Finds out which of these jobs were cancelled. Never rejects. */
-  async #learn (starts: readonly Start[]): Promise<void> {
+  /** Finds out which of these jobs were cancelled. Never rejects. What fails is found out by the next sign of life. */
+  async #learn (starts: readonly Start[], isMentioned: boolean): Promise<void> {
     try {
       const found = await this.#server.query(fates(this.#server.schema), [JSON.stringify(starts)]) as Fate[]
       const fateOf = new Map(found.map(fate => [`${fate.name} ${fate.id}`, fate]))
-      for (const start of starts) this.#consumers.get(start.name)?.learn(start, fateOf.get(`${start.name} ${start.id}`))
+      for (const start of starts) this.#consumers.get(start.name)?.learn(start, fateOf.get(`${start.name} ${start.id}`), isMentioned)
     } catch (error) {
       this.#onFailure(error)
     }
@@ -200,7 +200,7 @@ export class PgBossWorker {
         if (touched.length < running.length) {
           nextMs = HELD_HEARTBEAT_MS
           const isTouched = new Set(touched.map(row => (row as { id: unknown }).id))
-          await this.#learn(running.filter(({ id }) => !isTouched.has(id)))
+          await this.#learn(running.filter(({ id }) => !isTouched.has(id)), false)
         }
       }
       const now = performance.now()
