@@ -352,7 +352,7 @@ t.test('health says whether the server can be reached', async t => {
     const [app] = apps as [FastifyInstance]
     const id = randomUUID()
     for (const call of [app.backgroundTasks.count(definition), app.backgroundTasks.find(definition, { state: 'failed' }), app.backgroundTasks.retry(definition, id), app.backgroundTasks.cancel(definition, id)]) {
-      await t.rejects(call, { code: 'FST_BGT_ENGINE_UNAVAILABLE' })
+      await t.rejects(call as Promise<unknown>, { code: 'FST_BGT_ENGINE_UNAVAILABLE' })
     }
     await server.start()
     await until(() => apps.every(app => app.backgroundTasks.health().connected))

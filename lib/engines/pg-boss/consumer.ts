@@ -141,11 +141,11 @@ export class PgBossConsumer {
   /** A job that was lost in a failover, or that another process has started because this one was silent, was not cancelled. */
   #isCancelled ({ job: { data, expireInSeconds } }: TakenJob, fate: Fate | undefined, isMentioned: boolean): boolean {
     if (fate === undefined) return isMentioned || this.#keep.failed <= SHORT_KEEP
-    const { state, start, enqueuedAt } = fate
+    const { state, start, isPutBack, enqueuedAt } = fate
     const isLast = start === expireInSeconds
     if (state === 'cancelled' || (isMentioned && !(isLast && state === 'active'))) return true
     // It was cancelled and put back, or its key was free and was stored again.
-    return (isLast && state === 'created') || JSON.stringify(enqueuedAt ?? null) !== JSON.stringify((isObject(data) ? data['enqueuedAt'] : undefined) ?? null)
+    return (isLast && isPutBack) || JSON.stringify(enqueuedAt ?? null) !== JSON.stringify((isObject(data) ? data['enqueuedAt'] : undefined) ?? null)
   }
 
   #toStart ({ id, expireInSeconds: start }: FetchedJob): Start {

@@ -3,7 +3,7 @@
  * job as the calls of pg-boss would.
  */
 import type { TaskSpec } from '../engine.js'
-import { ENDED_LIMIT, limitingLocks, LOCK_MS } from './texts.js'
+import { ENDED_LIMIT, limitingLocks, LOCK_MS, RETRY_LIMIT } from './texts.js'
 
 /** Seconds without a sign of life after which a job's process may be dead. */
 const LOST_SECONDS = 10
@@ -42,7 +42,7 @@ export function keepTimes ({ succeeded, failed }: TaskSpec['keep']): TaskSpec['k
  * Ends jobs, or returns them to their queue, each in its own way and all in one call. pg-boss's `complete` stores one result for all jobs,
  * its `fail` decides itself whether and when a job is retried, in whole seconds, and both know one time to keep a record.
  *
- * A job that was started again since, or cancelled, is left alone. A job that counted as lost, and has not been started since, is settled.
+ * A job that was started again since, cancelled or put back, is left alone. A job that counted as lost, and has not been started since, is settled.
  *
  * The list of states, and `::text`, make the planner expect few rows and look each one up by its key. In a table that was not analysed
  * lately it would read every job that waits.
@@ -68,7 +68,7 @@ export function settle (schema: string, skipsLocked: boolean): string {
       heartbeat_on = NULL
     FROM verdict v
     WHERE j.name = $1 AND j.id = v.id AND j.expire_seconds = v.start
-      AND j.state::text IN ('active', 'retry')${skipsLocked
+      AND j.state::text IN ('active', 'retry') AND j.retry_limit <= ${RETRY_LIMIT}${skipsLocked
         ? `
       AND j.id IN (SELECT l.id FROM ${schema}.job l JOIN verdict ON l.id = verdict.id WHERE l.name = $1 FOR UPDATE OF l SKIP LOCKED)
     RETURNING j.id`
@@ -95,7 +95,8 @@ export function touch (schema: string): string {
  */
 export function fates (schema: string): string {
   return `
-    SELECT j.name, j.id, j.expire_seconds AS start, j.state::text AS state, j.data->'enqueuedAt' AS "enqueuedAt"
+    SELECT j.name, j.id, j.expire_seconds AS start, j.state::text AS state, j.data->'enqueuedAt' AS "enqueuedAt",
+      (j.state = 'created' OR (j.state = 'retry' AND j.retry_limit > ${RETRY_LIMIT})) AS "isPutBack"
     FROM json_to_recordset($1::text::json) AS x (name text, id uuid)
     JOIN ${schema}.job j ON j.name = x.name AND j.id = x.id`
 }
@@ -103,6 +104,8 @@ export function fates (schema: string): string {
 /** What has become of a job that this process runs. The start is its last one. */
 export interface Fate extends Start {
   readonly state: string
+  /** Whether it waits for its first attempt. */
+  readonly isPutBack: boolean
   /** When the task was added that is stored under this id now. */
   readonly enqueuedAt: unknown
 }
