@@ -1,14 +1,15 @@
 /** What this adapter uses of pg-boss that pg-boss does not promise, and the check at the start that it is there. See docs/architecture.md. */
 import { type Db, getConstructionPlans } from 'pg-boss'
+import { affectedBy } from './operations.js'
 import type { Pool } from './pool.js'
-import { fetchAnew, insertWithin, LOCK_MS } from './texts.js'
+import { cancelKeeping, fetchAnew, freeingKeys, insertWithin, LOCK_MS, retryAnew } from './texts.js'
 
 /** The version of pg-boss's tables that this adapter was tested with. It is that of pg-boss 12.38. */
 const TESTED = 46
 const KNOWN = `this package knows pg-boss 12.38, which has version ${TESTED}`
 
 /** Of the table `job`. */
-const COLUMNS = ['id', 'name', 'data', 'state', 'blocked', 'retry_limit', 'retry_count', 'start_after', 'started_on', 'completed_on', 'expire_seconds', 'heartbeat_on', 'heartbeat_seconds', 'deletion_seconds', 'output']
+const COLUMNS = ['id', 'name', 'data', 'state', 'blocked', 'retry_limit', 'retry_count', 'start_after', 'created_on', 'started_on', 'completed_on', 'expire_seconds', 'heartbeat_on', 'heartbeat_seconds', 'deletion_seconds', 'output']
 const STATES = ['created', 'retry', 'active', 'completed', 'cancelled', 'failed']
 
 /**
@@ -58,13 +59,17 @@ async function read (db: Db, schema: string): Promise<Found> {
 /** The statements of pg-boss that this adapter changes, if they are no more as it knows them. Nothing is sent to the server. */
 async function missingTexts (pool: Pool, queue: string): Promise<string[]> {
   const missing: string[] = []
-  const expecting = (name: string, change: (text: string) => string): Db => ({
+  const expecting = (name: string, change: (text: string) => string, rows: unknown[] = []): Db => ({
     async executeSql (text) {
       if (change(text) === text) missing.push(`${name} of a known text`)
-      return { rows: [] }
+      return { rows }
     }
   })
   await pool.boss.fetch(queue, { db: expecting('fetch', fetchAnew) })
   await pool.boss.insert(queue, [], { db: expecting('insert', text => insertWithin(LOCK_MS.keys, text)) })
+  await pool.boss.insert(queue, [], { db: expecting('insert of keys', text => freeingKeys(LOCK_MS.keys, text)) })
+  const cancelled = await pool.boss.cancel(queue, 'none', { db: expecting('cancel', text => cancelKeeping(1, text), [{ count: 1 }]) })
+  const retried = await pool.boss.retry(queue, 'none', { db: expecting('retry', retryAnew, [{ count: 1 }]) })
+  if (affectedBy(cancelled) !== 1 || affectedBy(retried) !== 1) missing.push('the number of affected jobs')
   return missing
 }

@@ -1,0 +1,69 @@
+/** What an operator asks of the jobs of a queue. */
+import type { Db } from 'pg-boss'
+import type { JobCounts, JobQuery, JobRecord, TaskSpec } from '../engine.js'
+import { payloadOf, type StoredJob, toRecord } from './jobs.js'
+import { count, page } from './records.js'
+import type { PgBossServer } from './server.js'
+import { keepTimes } from './statements.js'
+import { cancelKeeping, retryAnew } from './texts.js'
+
+/** A message on pg-boss's channel that a job was cancelled. No queue has a space in its name. */
+export const CANCELLED = 'cancelled'
+
+interface Found extends StoredJob {
+  readonly addedAt: number
+  readonly data?: unknown
+}
+
+/** Whether pg-boss may have a job of this id. The server would refuse any other, and quote it. */
+export function isJobId (id: string): boolean {
+  return /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id)
+}
+
+export async function countJobs (server: PgBossServer, queue: string): Promise<JobCounts> {
+  const [row] = await server.ask(count(server.schema), [queue, Date.now()])
+  return row as JobCounts
+}
+
+export async function findRecords (server: PgBossServer, { name, attempts }: TaskSpec, { state, limit, after, payload }: JobQuery): Promise<JobRecord[]> {
+  if (state === 'abandoned') return []
+  const now = Date.now()
+  // Anybody may have made the position.
+  const position = after === undefined ? [] : [after.enqueuedAt, after.id.replaceAll('\0', '')]
+  const rows = await server.ask(page(server.schema, state, after !== undefined, payload), [name, now, limit, ...position]) as Found[]
+  return rows.map(row => ({
+    ...toRecord(name, attempts, row, row.addedAt, now),
+    ...(payload && { payload: payloadOf(name, row.id, row.data) })
+  }))
+}
+
+/** @returns whether the job had failed for good */
+export async function retryJob (server: PgBossServer, queue: string, id: string): Promise<boolean> {
+  const db = changing(server, retryAnew, queue, id)
+  const affected = affectedBy(await server.web.ask(boss => boss.retry(queue, id, { db })))
+  // A worker that does not hear of it finds the job when it polls.
+  if (affected > 0) void server.notify(server.channel, [queue]).catch(() => {})
+  return affected > 0
+}
+
+/** @returns whether the job had not ended */
+export async function cancelJob (server: PgBossServer, { name, keep }: TaskSpec, id: string): Promise<boolean> {
+  const { failed } = keepTimes(keep)
+  const db = changing(server, text => cancelKeeping(failed, text), name, id)
+  const affected = affectedBy(await server.web.ask(boss => boss.cancel(name, id, { db })))
+  if (affected === 0) return false
+  // A worker that does not hear of it finds out by its next sign of life.
+  void server.notify(server.channel, [`${CANCELLED} ${name} ${id}`]).catch(() => {})
+  void server.notify(server.endsChannel, [`${name} ${id}`]).catch(() => {})
+  return true
+}
+
+/** How many jobs a call of pg-boss has changed. Its types do not say that it tells. */
+export function affectedBy (response: object): number {
+  return Number((response as { affected?: unknown }).affected)
+}
+
+/** Runs a statement of pg-boss for one job, changed. Executors differ in how they pass arrays, and the changed statement takes the text of one. */
+function changing (server: PgBossServer, change: (text: string) => string, queue: string, id: string): Db {
+  return { executeSql: async text => await server.web.db.executeSql(change(text), [queue, `{${id}}`]) }
+}
