@@ -24,7 +24,7 @@ const RECOVERY_MS = 1000
 const LOST: readonly unknown[] = [-1, -2, -3, -6]
 
 // A job that was cancelled meanwhile is not among those that run.
-const RESTORE_LOCK = 'if redis.call('LPOS', KEYS[2], ARGV[1]) then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3], 'NX') end'
+const RESTORE_LOCK = "if redis.call('LPOS', KEYS[2], ARGV[1]) then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3], 'NX') end"
 
 type TaskBullJob = BullJob<unknown, Json>
 
