@@ -57,11 +57,11 @@ if deduplicated and redis.call('GET', KEYS[13] .. ':' .. deduplicated) == id the
 return found[4] and ${HAS_PARENT} or ${CANCELLED}`
 const CANCEL_KEYS = ['delayed', 'active', ...WAITING_LISTS, ...WAITING_SETS, 'stalled', 'failed'] as const
 
+// The job stays among the cancelled ones: its worker may ask before the key is stored again.
 const FREE = `local id = ARGV[1]
-local skipped = redis.call('ZSCORE', KEYS[2], id)
-if not skipped or skipped ~= redis.call('ZSCORE', KEYS[3], id) then return end
+local failedAt = redis.call('ZSCORE', KEYS[2], id)
+if not failedAt or failedAt ~= redis.call('ZSCORE', KEYS[3], id) then return end
 redis.call('ZREM', KEYS[2], id)
-redis.call('ZREM', KEYS[3], id)
 for _, type in ipairs({ '', ':logs', ':dependencies', ':processed', ':failed', ':unsuccessful' }) do redis.call('DEL', KEYS[1] .. type) end`
 
 const ARE_CANCELLED = `local cancelled = {}
