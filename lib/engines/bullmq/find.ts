@@ -5,6 +5,7 @@ import { WAITING_LISTS, WAITING_SETS } from './cancelled.js'
 import type { Client } from './connection.js'
 import { ENDED_ATTEMPTS } from './counts.js'
 import { skippedKey, type KnownTask } from './jobs.js'
+import { findInOrder, type Candidate } from './order.js'
 import { readJobs } from './records.js'
 
 /** Jobs that one call of the script looks at, so that Redis is not kept from other work. */
@@ -20,12 +21,6 @@ interface Source {
   readonly only?: 'delayed' | 'retrying' | 'failed'
   /** Seconds for which records are kept, of a set whose scores are the times of the ends. */
   readonly keep?: number
-}
-
-/** A job that may be on the page. */
-interface Candidate {
-  readonly id: string
-  readonly time: number
 }
 
 type Position = NonNullable<JobQuery['after']>
@@ -60,7 +55,9 @@ export async function findJobs (redis: Client, known: KnownTask, { state, limit,
   const page: JobRecord[] = []
   let position = after
   for (;;) {
-    const { candidates, isLast } = await search(redis, known, sources, position, limit - page.length)
+    const wanted = limit - page.length
+    const inOrder = state === 'failed' ? await findInOrder(redis, known, position, wanted) : undefined
+    const { candidates, isLast } = inOrder ?? await search(redis, known, sources, position, wanted)
     const jobs = await readJobs(redis, known, candidates.map(({ id }) => id), payload)
     for (const [i, job] of jobs.entries()) {
       // A job may have changed meanwhile.
@@ -78,11 +75,11 @@ async function search (redis: Client, known: KnownTask, sources: readonly Source
   return { candidates: newest.take(), isLast: newest.isAll }
 }
 
-async function scan (redis: Client, { queue }: KnownTask, { type, isList = false, only = '', keep }: Source, after: Position | undefined, newest: Newest): Promise<void> {
+async function scan (redis: Client, { queue }: KnownTask, { type, isList = false, only, keep }: Source, after: Position | undefined, newest: Newest): Promise<void> {
   const keys = [type === 'skipped' ? skippedKey(queue) : queue.toKey(type), queue.toKey(''), skippedKey(queue)]
   for (let from = 0; ; from += CHUNK) {
     const [count, score, found] = await redis.eval(SCAN, keys.length, ...keys,
-      from, from + CHUNK - 1, after?.enqueuedAt ?? 'inf', newest.least ?? '-inf', only, isList ? '1' : '0') as [number, string, string[]]
+      from, from + CHUNK - 1, after?.enqueuedAt ?? 'inf', newest.least ?? '-inf', only ?? '', isList ? '1' : '0') as [number, string, string[]]
     for (let i = 0; i < found.length; i += 2) {
       const candidate = { id: found[i] as string, time: toTime(found[i + 1]) }
       if (after === undefined || isBehind(candidate, after)) newest.add(candidate)
