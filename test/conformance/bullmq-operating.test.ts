@@ -236,7 +236,7 @@ t.test('pages: equal times, jobs by hand, and what they leave out; each record i
   const web = await open(many, false)
   const tasks = web.app.backgroundTasks
   const queue = queueOf(many)
-  const ids = Array.from({ length: 2_500 }, (_, n) => `job-${String(n).padStart(4, '0')}`)
+  const ids = Array.from({ length: 6_000 }, (_, n) => `job-${String(n).padStart(4, '0')}`)
   const now = Date.now()
   await queue.addBulk(ids.map((jobId, n) => ({ name: 'many', data: { payload: n }, opts: { jobId, timestamp: now - Math.floor(n / 900) } })))
   const hostile = { 'no-time': {}, text: { timestamp: 'yesterday' }, far: { timestamp: '9e99' }, nan: { timestamp: 'nan' }, fraction: { timestamp: '1000.75' }, empty: { timestamp: '' }, before: { timestamp: '-5000' } }
@@ -257,9 +257,9 @@ t.test('pages: equal times, jobs by hand, and what they leave out; each record i
   }
   const order = (a: TaskRecord<unknown>, b: TaskRecord<unknown>): number => Date.parse(b.enqueuedAt) - Date.parse(a.enqueuedAt) || (a.id < b.id ? 1 : -1)
   const pending = await read('pending', 400)
-  t.equal(pending.length, 2_500 + 6)
+  t.equal(pending.length, 6_000 + 6)
   t.strictSame(pending, pending.toSorted(order))
-  t.equal(new Set(pending.map(({ id }) => id)).size, 2_506, 'none comes twice')
+  t.equal(new Set(pending.map(({ id }) => id)).size, 6_006, 'none comes twice')
   t.strictSame(pending.find(({ id }) => id === 'job-0007')?.payload, 7)
   t.strictSame(pending.find(({ id }) => id === 'far')?.payload, '{broken')
   for (const id of ['job-0000', 'fraction', 'far', 'before']) {
@@ -269,18 +269,26 @@ t.test('pages: equal times, jobs by hand, and what they leave out; each record i
   for (const id of ids.slice(0, 5)) await tasks.cancel(many, id)
   t.strictSame((await tasks.find(many, { state: 'skipped' })).records.map(({ id }) => id), ids.slice(0, 5).reverse())
 
-  const worker = new Worker('many', undefined, { connection: { url: found.connection }, prefix, autorun: false })
-  t.teardown(() => worker.close())
   // The order in which they fail is another one.
   await redis.del(`${prefix}:many:wait`)
   await redis.zadd(`${prefix}:many:failed`, ...ids.slice(5).flatMap((id, n) => [now - (n * 7919) % 50_000, id]))
   const failed = await read('failed', 500)
-  t.equal(failed.length, 2_495)
+  t.equal(failed.length, 5_995)
   t.strictSame(failed, failed.toSorted(order))
-  t.match(await tasks.count(many), { failed: 2_495 })
+  t.match(await tasks.count(many), { failed: 5_995 })
+  t.equal(await redis.exists(`${prefix}:many~order`), 1, 'so many are read in a stored order')
+
+  const newest = async (): Promise<string | undefined> => (await tasks.find(many, { state: 'failed', limit: 1 })).records[0]?.id
+  for (const [id, failedAt] of [['later', Date.now()], ['told late', now - 30_000]] as const) {
+    await redis.hset(`${prefix}:many:${id}`, { name: 'many', data: '{}', timestamp: Date.now() })
+    await redis.zadd(`${prefix}:many:failed`, failedAt, id)
+    t.equal(await newest(), id)
+    t.equal(await tasks.retry(many, id), true)
+    t.not(await newest(), id, 'it is not there any more')
+  }
   await redis.zadd(`${prefix}:many:failed`, ...ids.slice(100, 200).flatMap(id => [now - 61_000, id]))
-  t.equal((await read('failed', 500)).length, 2_395, 'expired records are not there')
-  t.match(await tasks.count(many), { failed: 2_395 })
+  t.equal((await read('failed', 500)).length, 5_895, 'expired records are not there')
+  t.match(await tasks.count(many), { failed: 5_895 })
   t.equal(await tasks.retry(many, ids[150] ?? ''), false)
 })
 

@@ -10,6 +10,8 @@ import { readJobs } from './records.js'
 
 /** Jobs that one call of the script looks at, so that Redis is not kept from other work. */
 const CHUNK = 1000
+/** Failed jobs that are looked at without a stored order. */
+const MAX_UNORDERED = 5000
 /** Milliseconds by which the clocks of processes may differ: a job may seem to end before it was added. */
 const MAX_CLOCK_SKEW = 60_000
 
@@ -21,6 +23,12 @@ interface Source {
   readonly only?: 'delayed' | 'retrying' | 'failed'
   /** Seconds for which records are kept, of a set whose scores are the times of the ends. */
   readonly keep?: number
+}
+
+/** What comes first, and whether nothing comes after it. */
+interface Found {
+  readonly candidates: readonly Candidate[]
+  readonly isLast: boolean
 }
 
 type Position = NonNullable<JobQuery['after']>
@@ -56,8 +64,9 @@ export async function findJobs (redis: Client, known: KnownTask, { state, limit,
   let position = after
   for (;;) {
     const wanted = limit - page.length
-    const inOrder = state === 'failed' ? await findInOrder(redis, known, position, wanted) : undefined
-    const { candidates, isLast } = inOrder ?? await search(redis, known, sources, position, wanted)
+    const { candidates, isLast } = state === 'failed'
+      ? await searchFailed(redis, known, sources, position, wanted)
+      : await search(redis, known, sources, position, wanted) as Found
     const jobs = await readJobs(redis, known, candidates.map(({ id }) => id), payload)
     for (const [i, job] of jobs.entries()) {
       // A job may have changed meanwhile.
@@ -68,28 +77,40 @@ export async function findJobs (redis: Client, known: KnownTask, { state, limit,
   }
 }
 
-/** Searches all jobs of a state for those that come first. */
-async function search (redis: Client, known: KnownTask, sources: readonly Source[], after: Position | undefined, limit: number): Promise<{ candidates: Candidate[], isLast: boolean }> {
+async function searchFailed (redis: Client, known: KnownTask, sources: readonly Source[], after: Position | undefined, limit: number): Promise<Found> {
+  return await findInOrder(redis, known, after, limit, false) ??
+    await search(redis, known, sources, after, limit, MAX_UNORDERED) ??
+    await findInOrder(redis, known, after, limit, true) ??
+    await search(redis, known, sources, after, limit) as Found
+}
+
+/**
+ * Searches the jobs of a state for those that come first.
+ * @param most how many jobs may be looked at
+ * @returns undefined if these were not enough
+ */
+async function search (redis: Client, known: KnownTask, sources: readonly Source[], after: Position | undefined, limit: number, most = Infinity): Promise<Found | undefined> {
   const newest = new Newest(limit)
-  for (const source of sources) await scan(redis, known, source, after, newest)
+  for (const source of sources) if (!await scan(redis, known, source, after, newest, most)) return undefined
   return { candidates: newest.take(), isLast: newest.isAll }
 }
 
-async function scan (redis: Client, { queue }: KnownTask, { type, isList = false, only, keep }: Source, after: Position | undefined, newest: Newest): Promise<void> {
+async function scan (redis: Client, { queue }: KnownTask, { type, isList = false, only, keep }: Source, after: Position | undefined, newest: Newest, most: number): Promise<boolean> {
   const keys = [type === 'skipped' ? skippedKey(queue) : queue.toKey(type), queue.toKey(''), skippedKey(queue)]
-  for (let from = 0; ; from += CHUNK) {
+  for (let from = 0; from < most; from += CHUNK) {
     const [count, score, found] = await redis.eval(SCAN, keys.length, ...keys,
       from, from + CHUNK - 1, after?.enqueuedAt ?? 'inf', newest.least ?? '-inf', only ?? '', isList ? '1' : '0') as [number, string, string[]]
     for (let i = 0; i < found.length; i += 2) {
       const candidate = { id: found[i] as string, time: toTime(found[i + 1]) }
       if (after === undefined || isBehind(candidate, after)) newest.add(candidate)
     }
-    if (count < CHUNK) return
+    if (count < CHUNK) return true
     if (keep === undefined) continue
     // The other jobs have ended before, so they were added before.
     const endedAt = Number(score)
-    if (endedAt <= Date.now() - keep * 1000 || (newest.least !== undefined && newest.least > endedAt + MAX_CLOCK_SKEW)) return
+    if (endedAt <= Date.now() - keep * 1000 || (newest.least !== undefined && newest.least > endedAt + MAX_CLOCK_SKEW)) return true
   }
+  return false
 }
 
 /** The newest of the candidates that were seen. */

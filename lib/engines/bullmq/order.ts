@@ -1,20 +1,18 @@
 /**
- * The order of many failed jobs. BullMQ keeps them by the time of their end, and the pages of `find` go by the time when they were added: to know the newest
- * one, all of them have to be read. So the first page of many jobs stores this order, and later pages add only what has failed meanwhile. It expires when nobody has
- * read a page for a while, so an app that reads no pages pays for nothing.
+ * The order of many failed jobs. BullMQ keeps them by the time of their end, and the pages of `find` go by the time when they were added. Where jobs have waited
+ * for long, all of them have to be read to know the newest one. So the first page that would read too many stores this order, and later pages add only what
+ * has failed meanwhile. The order expires when nobody has read a page for a while, so an app that reads no pages pays for nothing.
  */
 import type { JobQuery } from '../engine.js'
 import { ownKey, skippedKey, type KnownTask } from './jobs.js'
 import type { Client } from './connection.js'
 
-/** Failed jobs up to which all of them are read each time. */
-const FEW = 2000
 /** Jobs that one call of a script looks at, so that Redis is not kept from other work. */
 const CHUNK = 1000
 /** Milliseconds for which the order is kept after the last page. */
 const KEPT_MS = 600_000
 /** Milliseconds by which the ends of jobs may be stored in another order: workers tell them later, and their clocks differ. */
-const OVERLAP_MS = 10_000
+const OVERLAP_MS = 3_000
 
 /** A job that may be on a page. */
 export interface Candidate {
@@ -25,11 +23,8 @@ export interface Candidate {
 
 const BEGIN = `local to, count = unpack(redis.call('HMGET', KEYS[2], 'to', 'count'))
 local from = '-inf'
-if to and redis.call('EXISTS', KEYS[3]) == 1 then
-  from = tonumber(to) - ${OVERLAP_MS}
-  if redis.call('ZCOUNT', KEYS[1], '-inf', '(' .. from) > tonumber(count) then from = '-inf' end
-end
-return { redis.call('ZCARD', KEYS[1]), tostring(from) }`
+if to and redis.call('EXISTS', KEYS[3]) == 1 and redis.call('ZCOUNT', KEYS[1], '-inf', to) <= tonumber(count) then from = '(' .. to end
+return { redis.call('EXISTS', KEYS[3]), from }`
 
 const ADD = `local found = redis.call('ZRANGEBYSCORE', KEYS[1], ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', ARGV[2], ${CHUNK})
 local added = {}
@@ -43,15 +38,12 @@ for i = 1, #found, 2 do
   end
 end
 if #added > 0 then redis.call('ZADD', KEYS[3], unpack(added)) end
-local to = found[#found] or ARGV[1]
+redis.call('PEXPIRE', KEYS[3], ${KEPT_MS})
 if #found < ${2 * CHUNK} then
-  if tonumber(to) and tonumber(to) > -math.huge then
-    redis.call('HSET', KEYS[2], 'to', to, 'count', redis.call('ZCOUNT', KEYS[1], '-inf', '(' .. tonumber(to) - ${OVERLAP_MS}))
-  end
+  redis.call('HSET', KEYS[2], 'to', ARGV[3], 'count', redis.call('ZCOUNT', KEYS[1], '-inf', ARGV[3]))
   redis.call('PEXPIRE', KEYS[2], ${KEPT_MS})
 end
-redis.call('PEXPIRE', KEYS[3], ${KEPT_MS})
-return { #found / 2, to }`
+return { #found / 2, found[#found] or '' }`
 
 const PAGE = `local rank, limit, kept, id, time = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
 if rank < 0 then
@@ -83,13 +75,14 @@ return { rank + looked - #gone, isLast, found }`
 
 /**
  * Looks for failed jobs in the stored order, which is brought up to date first.
- * @returns undefined if there are so few that the order is not worth its memory, or it cannot be stored
+ * @param mayStore whether the order is to be stored, if it is not
+ * @returns undefined if it is not stored
  */
-export async function findInOrder (redis: Client, known: KnownTask, after: JobQuery['after'], limit: number): Promise<{ candidates: Candidate[], isLast: boolean } | undefined> {
+export async function findInOrder (redis: Client, known: KnownTask, after: JobQuery['after'], limit: number, mayStore: boolean): Promise<{ candidates: Candidate[], isLast: boolean } | undefined> {
   const { spec: { keep }, queue } = known
   const [failed, progress, order] = [queue.toKey('failed'), ownKey(queue, 'ordered'), ownKey(queue, 'order')]
   try {
-    if (!await update(redis, [failed, progress, order, queue.toKey('')])) return undefined
+    if (!await update(redis, [failed, progress, order, queue.toKey('')], mayStore)) return undefined
     const candidates: Candidate[] = []
     let rank = after === undefined ? 0 : -1
     for (;;) {
@@ -107,15 +100,17 @@ export async function findInOrder (redis: Client, known: KnownTask, after: JobQu
 }
 
 /** @returns whether the order is stored */
-async function update (redis: Client, keys: readonly string[]): Promise<boolean> {
-  const [count, begin] = await redis.eval(BEGIN, keys.length, ...keys) as [number, string]
-  if (count <= FEW) return false
+async function update (redis: Client, keys: readonly string[], mayStore: boolean): Promise<boolean> {
+  const [isStored, begin] = await redis.eval(BEGIN, keys.length, ...keys) as [number, string]
+  if (isStored === 0 && !mayStore) return false
+  // What has ended later is looked at again by the next page.
+  const to = Date.now() - OVERLAP_MS
   let [from, offset] = [begin, 0]
   for (;;) {
-    const [added, to] = await redis.eval(ADD, keys.length, ...keys, from, offset) as [number, string]
+    const [added, last] = await redis.eval(ADD, keys.length, ...keys, from, offset, to) as [number, string]
     if (added < CHUNK) return true
     // More jobs than a chunk may have the same time.
-    if (to === from) offset += CHUNK
-    else [from, offset] = [to, 0]
+    if (last === from) offset += CHUNK
+    else [from, offset] = [last, 0]
   }
 }
