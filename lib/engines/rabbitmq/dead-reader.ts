@@ -23,6 +23,8 @@ const QUIET_MS = 100
 export class DeadReader {
   /** Messages that have come. */
   received = 0
+  /** Resolves when the channel is closed, or its connection is lost. */
+  readonly closed: Promise<void>
   readonly #channel: Channel
   readonly #queue: string
   #bytes = 0
@@ -40,15 +42,20 @@ export class DeadReader {
     this.#channel = channel
     this.#queue = queue
     channel.on('error', error => { this.#closedBy = error })
-    channel.once('close', () => { this.#end() })
+    this.closed = new Promise(resolve => {
+      channel.once('close', () => {
+        this.#end()
+        resolve()
+      })
+    })
   }
 
   /**
-   * Resolves to true when the queue has no further message, or `onMessage` has returned false, and to false if somebody else reads the queue.
+   * Resolves when the queue has no further message, or `onMessage` has returned false.
    * @param expected the messages of the queue
    * @param end when to reject, by `performance.now()`
    */
-  async read (expected: number, end: number, onMessage: (message: ConsumeMessage) => boolean): Promise<boolean> {
+  async read (expected: number, end: number, onMessage: (message: ConsumeMessage) => boolean): Promise<void> {
     const receive = (message: ConsumeMessage | null): void => {
       if (message === null) return this.#end()
       this.received++
@@ -57,18 +64,16 @@ export class DeadReader {
       if (!this.#isWanted || this.received >= this.#capacity || this.received === expected) this.#wake?.()
     }
     await this.#subscribe(receive)
-    if ((await stateOf(this.#channel, this.#queue)).consumers > 1) return !this.#isWanted
     let isFirstLook = true
     while (this.#isWanted) {
       if (this.#isClosed) throw this.#closedBy ?? new Error('the channel was closed while the queue of failed jobs was read')
-      if (performance.now() >= end) throw new Error(`the queue of failed jobs could not be read to its end in time: ${this.received} were read`)
+      if (performance.now() >= end) throw new Error(`the queue of failed jobs could not be read to its end in time, or another program holds messages of it: ${this.received} were read`)
       if (this.received >= this.#capacity) await this.#subscribe(receive)
       else if ((this.received === expected && isFirstLook) || await this.#isQuiet()) {
         isFirstLook = false
-        if (await this.#isAtEnd()) return true
+        if (await this.#isAtEnd()) return
       }
     }
-    return true
   }
 
   acknowledge (message: ConsumeMessage): void {

@@ -4,7 +4,7 @@
  * the messages back in their order, and each expires when it would have expired.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import type { ChannelModel, ConsumeMessage } from 'amqplib'
+import type { Channel, ChannelModel, ConsumeMessage } from 'amqplib'
 import { answered, onChannel, quietly } from './connection.js'
 import { DeadReader } from './dead-reader.js'
 import { copyOf } from './messages.js'
@@ -18,6 +18,8 @@ const SEARCH_MS = 10_000
 const [LEAST_PAUSE_MS, MOST_PAUSE_MS] = [5, 40]
 /** Most milliseconds for the server to put messages back. 100,000 take a quarter of a second. */
 const RETURN_MS = 1_000
+/** The code of the server for an exclusive queue of another connection. */
+const LOCKED = 405
 /** Most bytes of an id of a message. */
 const MAX_ID = 255
 
@@ -44,6 +46,8 @@ export class FailedJobs {
   readonly #options: FailedJobsOptions
   readonly #task: string
   readonly #dead: string
+  /** A queue without messages, which exists while this process reads the failed jobs. */
+  readonly #lockQueue: string
   /** The calls whose search has not ended, by their ids. */
   readonly #open = new Map<string, Promise<boolean>>()
   /** The calls whose search has not begun. One search looks for all of them. */
@@ -54,6 +58,7 @@ export class FailedJobs {
     this.#options = options
     this.#task = task
     this.#dead = options.queues.deadQueueOf(task)
+    this.#lockQueue = options.queues.lockQueueOf(task)
   }
 
   /** Resolves to whether there was such a job, when it is stored for its next start. Rejects if that is not known within 10 s. */
@@ -110,25 +115,43 @@ export class FailedJobs {
     const model = this.#options.model()
     const channel = await answered(model.createChannel())
     const reader = new DeadReader(channel, this.#dead)
+    let isLocked = false
     try {
+      isLocked = await this.#lock(channel)
+      if (!isLocked) return false
       const { messages, consumers } = await stateOf(channel, this.#dead)
       if (consumers > 0) return false
       // The server says 0 also if it has not reached the leader of the queue, and this call does reach it.
       if (messages === 0) return await answered(channel.get(this.#dead)) === false
-      return await this.#read(reader, messages, wishes, end)
+      await this.#read(reader, messages, wishes, end)
+      return true
     } finally {
-      await quietly(async () => {
-        await answered(channel.close())
-        if (reader.received > 0) await onChannel(model, async looking => await untilReturned(looking, this.#dead, RETURN_MS))
-      })
+      // A call to close a channel does not end if its connection is lost meanwhile.
+      await quietly(() => answered(Promise.race([channel.close(), reader.closed])))
+      if (reader.received > 0) await quietly(() => onChannel(model, looking => untilReturned(looking, this.#dead, RETURN_MS)))
+      if (isLocked) await quietly(() => onChannel(model, unlocking => answered(unlocking.deleteQueue(this.#lockQueue))))
     }
   }
 
-  async #read (reader: DeadReader, expected: number, wishes: readonly Wish[], end: number): Promise<boolean> {
+  /**
+   * An exclusive queue belongs to one connection, and is gone with it. Two readers of the failed jobs would each hold some of them, and put
+   * them back in another order.
+   */
+  async #lock (channel: Channel): Promise<boolean> {
+    try {
+      await answered(channel.assertQueue(this.#lockQueue, { exclusive: true, durable: false }))
+      return true
+    } catch (error) {
+      if ((error as { code?: unknown }).code === LOCKED) return false
+      throw error
+    }
+  }
+
+  async #read (reader: DeadReader, expected: number, wishes: readonly Wish[], end: number): Promise<void> {
     const wanted = new Map(wishes.map(wish => [wish.id, wish]))
     const starts: Array<Promise<void>> = []
     try {
-      return await reader.read(expected, end, message => {
+      await reader.read(expected, end, message => {
         const id: unknown = message.properties.messageId
         const wish = typeof id === 'string' ? wanted.get(id) : undefined
         if (wish !== undefined) {
