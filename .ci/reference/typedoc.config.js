@@ -12,7 +12,7 @@ const GROUPS = {
 
 /** @type {Partial<import('typedoc').TypeDocOptions>} */
 export default {
-  entryPoints: ['index', 'engines/bullmq/index', 'engines/pg-boss/index', 'engines/rabbitmq/index', 'testing', 'ambient'].map(name => `../../lib/${name}.ts`),
+  entryPoints: ['index', 'engines/bullmq/index', 'engines/pg-boss/index', 'engines/rabbitmq/index', 'testing', 'ambient', 'routes'].map(name => `../../lib/${name}.ts`),
   tsconfig: '../../lib/tsconfig.json',
   out: '../../docs/reference',
   plugin: ['typedoc-plugin-markdown', groupByFile, app => app.renderer.defineTheme('compact', CompactTheme)],
