@@ -238,28 +238,31 @@ t.test('names, ids and parameters of any kind are a 4xx, and are not in the repl
     '', 'state=', 'state=lost', 'state=__proto__', 'state=constructor', 'state=failed&state=failed', 'state[]=failed', 'State=failed', 'state=FAILED', ...['0', '501', '-1', '1.5', '1e2', '', ' 5', '0x10', 'NaN', 'Infinity', '99999999999999999999', 'true', 'x'.repeat(5_000)].map(limit => `state=failed&limit=${encodeURIComponent(limit)}`),
     'state=failed&limit=1&limit=2', ...['', 'x', '%00', 'MA', '__proto__', 'x'.repeat(5_000), btoa('99999999999999999 a'), btoa('9999999999999999 a'), btoa(`1 ${'\0'}`), btoa('1 ')].map(after => `state=failed&after=${after}`), 'state=failed&after=a&after=b'
   ]
-  const names = ['none', '__proto__', 'constructor', 'toString', 'hasOwnProperty', '%2e%2e', 'kinds%2Fx', 'kinds%00', 'x'.repeat(5_000), 'Kinds', '%F0%9F%92%A9', '%3Cscript%3E', '%00', 'kinds%20', '%7B%7D']
+  const names = ['none', '__proto__', 'constructor', 'toString', 'hasOwnProperty', 'kinds%2Fx', 'kinds%00', 'x'.repeat(5_000), 'Kinds', '%F0%9F%92%A9', '%3Cscript%3E', '%00', 'kinds%20', '%7B%7D']
   const ids = [...names, 'retry', UNKNOWN, UNKNOWN.toUpperCase(), '*', 'a:b', '\'%3B%20drop%20table%20job%3B%20--', `${UNKNOWN}%00`, `%0a${UNKNOWN}`]
-  for (const options of [{}, { engine: new OperatedEngine() }]) {
-    for (const server of [{}, { maxParamLength: 10_000 }, { ajv: { customOptions: { coerceTypes: 'array', useDefaults: true, removeAdditional: 'all' } } }, { ajv: { customOptions: { coerceTypes: false } } }] satisfies FastifyServerOptions[]) {
-      const { call, app } = await operate(t, { tasks: [kinds().kinds], ...options }, { public: true }, server)
-      for (const [query, status] of Object.entries(sound)) t.equal((await call(`/kinds?${query}`)).status, status, query)
-      const replies: Array<[string, Reply]> = []
-      for (const query of wrong) replies.push([query.slice(0, 60), await call(`/kinds?${query}`)])
-      t.strictSame(replies.filter(([, { status }]) => status !== 400).map(([query]) => query), [])
-      for (const name of names) for (const [method, rest] of [['GET', ''], ['GET', '?state=failed'], ['GET', '/x'], ['POST', '/x/retry'], ['DELETE', '/x']] as const) replies.push([name.slice(0, 60), await call(`/${name}${rest}`, method)])
-      for (const id of ids) for (const [method, rest] of [['GET', ''], ['POST', '/retry'], ['DELETE', '']] as const) replies.push([id.slice(0, 60), await call(`/kinds/${id}${rest}`, method)])
-      t.strictSame(replies.filter(([, { status }]) => status < 400 || status >= 500).map(([what, { status }]) => [what, status]), [])
-      const told = replies.filter(([, { body }]) => typeof body.message === 'string' && !/^Route /.test(body.message)).map(([, { body }]) => JSON.stringify(body))
-      t.ok(told.length > 100)
-      t.strictSame(told.filter(text => /x{5}|script|drop|\\u0000|lost/.test(text)), [], 'what a client has sent is not repeated')
-      const { port } = app.addresses()[0] as { port: number }
-      for (const path of ['/tasks/%zz', '/tasks/kinds/%zz', '/tasks/../kinds', '/tasks/./x', '/tasks/kinds/%c0%af', '/tasks//', '/tasks/kinds//retry', '/tasks/kinds/']) {
-        const status = await statusOf(`http://127.0.0.1:${port}`, path)
-        t.ok(status >= 400 && status < 500, `${path}: ${status}`)
-      }
-      await app.close()
+  const cases: Array<[FastifyBackgroundTasksOptions, FastifyServerOptions]> = [
+    [{}, {}],
+    [{}, { ajv: { customOptions: { coerceTypes: 'array', useDefaults: true, removeAdditional: 'all' } } }],
+    [{ engine: new OperatedEngine() }, { routerOptions: { maxParamLength: 10_000 }, ajv: { customOptions: { coerceTypes: false } } }]
+  ]
+  for (const [options, server] of cases) {
+    const { call, app } = await operate(t, { tasks: [kinds().kinds], ...options }, { public: true }, server)
+    for (const [query, status] of Object.entries(sound)) t.equal((await call(`/kinds?${query}`)).status, status, query)
+    const replies: Array<[string, Reply]> = []
+    for (const query of wrong) replies.push([query.slice(0, 60), await call(`/kinds?${query}`)])
+    t.strictSame(replies.filter(([, { status }]) => status !== 400).map(([query]) => query), [])
+    for (const name of names) for (const [method, rest] of [['GET', ''], ['GET', '?state=failed'], ['GET', '/x'], ['POST', '/x/retry'], ['DELETE', '/x']] as const) replies.push([name.slice(0, 60), await call(`/${name}${rest}`, method)])
+    for (const id of ids) for (const [method, rest] of [['GET', ''], ['POST', '/retry'], ['DELETE', '']] as const) replies.push([id.slice(0, 60), await call(`/kinds/${id}${rest}`, method)])
+    t.strictSame(replies.filter(([, { status }]) => status < 400 || status >= 500).map(([what, { status }]) => [what, status]), [])
+    const told = replies.filter(([, { body }]) => typeof body.message === 'string' && !/^Route /.test(body.message) && body.code !== 'FST_ERR_MAX_PARAM_LENGTH').map(([, { body }]) => JSON.stringify(body).slice(0, 200))
+    t.ok(told.length > 100)
+    t.strictSame(told.filter(text => /x{5}|script|drop|\\u0000|lost/.test(text)), [], 'what a client has sent is not repeated')
+    const { port } = app.addresses()[0] as { port: number }
+    for (const path of ['/tasks/%zz', '/tasks/kinds/%zz', '/tasks/../kinds', '/tasks/%2e%2e', '/tasks/kinds/%2e%2e', '/tasks/./x', '/tasks/kinds/%c0%af', '/tasks//', '/tasks/kinds//retry', '/tasks/kinds/']) {
+      const status = await statusOf(`http://127.0.0.1:${port}`, path)
+      t.ok(status >= 400 && status < 500, `${path}: ${status}`)
     }
+    await app.close()
   }
   const { call } = await operate(t, { tasks: [kinds().kinds] })
   for (const method of ['POST', 'DELETE']) {
@@ -398,7 +401,7 @@ t.test('compilers, serializers, error handlers and parsers of the app change not
     for (const [path, status] of [['/kinds?state=failed&limit=501', 400], ['/kinds?state=failed&after=x', 400], ['/kinds', 400], ['/none', 404], [`/kinds/${UNKNOWN}`, 404]] as const) {
       const reply = await call(path)
       t.match([reply.status, reply.body], [status, { statusCode: status, message: String }], `${name}: ${path}`)
-      t.not(reply.body.touched, false)
+      if (name.includes('hooks')) t.equal(reply.body.touched, true)
     }
   }
 })

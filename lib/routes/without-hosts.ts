@@ -7,9 +7,9 @@ const WORD = /^["'(]*[a-z][a-z'_-]*["').,:;!?]*$/i
 /** A number or a version. An address has four parts. */
 const NUMBER = /^\(?\d+(?:\.\d+){0,2}[).,:;]*$/
 /** Words that a host or a port may follow. Errors of Node name the host after their code. */
-const NAMES_NEXT = /^\(?(?:E[A-Z_]{4,}|[Hh]osts?|[Hh]ostname|[Ss]ervername|[Aa]ddress|[Pp]ort|[Nn]ode|DNS)[:=]?$/
+const NAMES_NEXT = /^\(?(?:E[A-Z_]{4,}|[Hh]osts?|[Hh]ostname|[Ss]ervername|[Aa]ddress|[Pp]ort|[Nn]ode|DNS|at)[:=]?$/
 /** The same, after a word that begins with "connect". */
-const CONNECTS_NEXT = /^(?:to|with|from|at)$/
+const CONNECTS_NEXT = /^(?:to|with|from)$/
 /** Words that are no names of hosts. */
 const COMMON = /^(?:a|an|and|after|are|because|by|did|does|for|had|has|in|is|may|no|not|of|on|or|server|that|the|was|were|when|which|while|within)[.,:;]?$/
 
@@ -21,6 +21,7 @@ export function withoutHosts (message: string): string {
 }
 
 function mayNameHost (word: string, previous: string, beforeThat: string): boolean {
+  if (word === '') return false
   if (!WORD.test(word) && !NUMBER.test(word)) return true
   if (/localhost/i.test(word)) return true
   if (COMMON.test(word)) return false
