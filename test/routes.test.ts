@@ -351,6 +351,8 @@ t.test('an engine that is away is a 503 with Retry-After, and no reply names its
       t.notMatch(JSON.stringify([reply.body, ...reply.headers]), /internal|6379|10\.1|swordfish/)
     }
   }
+  engine.retry = async () => false
+  t.equal((await call(`/kinds/${UNKNOWN}/retry`, 'POST')).status, 503, 'it goes away before the record is read')
   const health = await call('/health')
   t.strictSame([health.status, health.body], [503, { engine: 'stub', connected: false, consuming: ['kinds'], error: 'connect ECONNREFUSED …' }])
   t.equal(health.headers.get('retry-after'), '1')
