@@ -7,6 +7,7 @@ import { rabbitmq } from 'fastify-background-tasks/rabbitmq'
 import t from 'tap'
 import { buildApp } from '../examples/tasks/app.js'
 import { mountDashboard } from '../examples/tasks/dashboard.js'
+import { mountOperator } from '../examples/tasks/operator.js'
 import { openRedis } from './support/redis.js'
 
 t.setTimeout(120_000)
@@ -27,7 +28,36 @@ t.test('POST answers 202 with Location, where the task can be followed; both are
   t.match(await record(), { name: 'make-report', attempt: 1, result: { pages: 1 } })
   t.equal((await app.inject('/tasks/00000000-0000-4000-8000-000000000000')).statusCode, 404)
   const { paths } = (await app.inject('/docs/json')).json<{ paths: Record<string, object> }>()
-  t.match(Object.keys(paths), ['/reports', '/tasks/{id}'])
+  t.match(Object.keys(paths), ['/reports', '/reports/soon', '/tasks/{id}'])
+})
+
+t.test('a report that is there within 300 ms is the reply, and a longer one is a 202 with Location', async t => {
+  const app = await buildApp({})
+  t.teardown(() => app.close())
+  const order = async (pages: number): Promise<Awaited<ReturnType<typeof app.inject>>> =>
+    await app.inject({ method: 'POST', url: '/reports/soon', payload: { title: 'spring', pages } })
+  const soon = await order(1)
+  t.match([soon.statusCode, soon.json(), soon.headers.location], [200, { file: /^\/reports\/.*\.pdf$/, pages: 1 }, undefined])
+  const late = await order(20)
+  t.match([late.statusCode, late.headers.location], [202, `/tasks/${late.json<{ id: string }>().id}`])
+  t.match((await app.inject(String(late.headers.location))).json(), { state: 'running' })
+})
+
+t.test('the operator\'s routes stand beside the service, behind a login, and in its documentation', async t => {
+  const app = await buildApp({})
+  t.teardown(() => app.close())
+  await mountOperator(app, { name: 'ada', password: 'secret' })
+  const operate = async (method: 'GET' | 'DELETE', url: string, password = 'secret'): Promise<{ statusCode: number, json: () => any }> =>
+    await app.inject({ method, url: `/operator${url}`, headers: { authorization: `Basic ${Buffer.from(`ada:${password}`).toString('base64')}` } })
+  const { id } = (await app.inject({ method: 'POST', url: '/reports', payload: { title: 'spring', pages: 100 } })).json<{ id: string }>()
+  t.equal((await app.inject('/operator')).statusCode, 401)
+  t.equal((await operate('GET', '', 'wrong')).statusCode, 401)
+  while ((await operate('GET', `/make-report/${id}`)).json().state !== 'running') await sleep(10)
+  t.match((await operate('GET', '')).json(), [{ name: 'make-report', running: 1 }])
+  t.equal((await operate('DELETE', `/make-report/${id}`)).statusCode, 202)
+  t.match((await operate('GET', '/make-report?state=skipped')).json(), { records: [{ id }] })
+  const { paths } = (await app.inject('/docs/json')).json<{ paths: Record<string, object> }>()
+  t.ok('/operator/{name}/{id}/retry' in paths)
 })
 
 t.test('the dashboard stands beside the service, behind a login, and shows what runs on Redis', async t => {

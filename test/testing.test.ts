@@ -215,7 +215,7 @@ t.test('the limits of an engine are those of production', async t => {
   Object.assign(engine.supports, { key: false, get: false })
   const { app, tasks } = await record(t, { engine, maxPending: 1 })
   for (const refused of [app.backgroundTasks.count(job), app.backgroundTasks.find(job, { state: 'failed' }), app.backgroundTasks.retry(job, 'id'), app.backgroundTasks.cancel(job, 'id'), app.backgroundTasks.result(job, 'id', { timeout: 1 })]) {
-    await t.rejects(refused, { code: 'FST_BGT_UNSUPPORTED' })
+    await t.rejects(refused as Promise<unknown>, { code: 'FST_BGT_UNSUPPORTED' })
   }
   t.throws(() => app.backgroundTasks.addTask(job, { at: '' }, { key: 'k' }), { code: 'FST_BGT_UNSUPPORTED' })
   await t.rejects(app.backgroundTasks.get(job, 'id'), { code: 'FST_BGT_UNSUPPORTED' })
