@@ -8,10 +8,33 @@ import { Type as Type1 } from 'typebox'
 import type { TypeBoxTypeProvider as TypeBoxTypeProvider1 } from 'type-provider-typebox-6'
 import * as v from 'valibot'
 import { z } from 'zod'
-import { declareTask, defineTask, type BackgroundTask, type FastifyBackgroundTasksOptions, type Receipt, type TaskRecord } from '../lib/index.js'
+import { declareTask, defineTask, type BackgroundTask, type FastifyBackgroundTasksOptions, type JobCounts, type Receipt, type TaskHealth, type TaskPage, type TaskRecord } from '../lib/index.js'
 
 declare const app: FastifyInstance
 const tasks = app.backgroundTasks
+
+describe('what an operator asks for', () => {
+  const mail = defineTask({ name: 'mail', payload: Type.Object({ to: Type.String() }), async handler () { return { sent: true } } })
+
+  test('has the type of the result of the definition', () => {
+    expect(tasks.count(mail)).type.toBe<Promise<JobCounts>>()
+    expect(tasks.find(mail, { state: 'failed', limit: 5, after: 'next', payload: true })).type.toBe<Promise<TaskPage<{ sent: boolean }>>>()
+    expect(tasks.retry(mail, 'id')).type.toBe<Promise<boolean>>()
+    expect(tasks.cancel(mail, 'id')).type.toBe<Promise<boolean>>()
+    expect(tasks.result(mail, 'id', { timeout: 300 })).type.toBe<Promise<TaskRecord<{ sent: boolean }> | undefined>>()
+    expect(tasks.health()).type.toBe<TaskHealth>()
+  })
+
+  test('accepts a definition or a declaration, and has no option that it does not know', () => {
+    expect(tasks.count).type.toBeCallableWith(declareTask({ name: 'declared', payload: Type.String() }))
+    expect(tasks.find).type.not.toBeCallableWith(mail)
+    expect(tasks.find).type.not.toBeCallableWith(mail, { state: 'lost' })
+    expect(tasks.find).type.not.toBeCallableWith(mail, { state: 'failed', offset: 1 })
+    expect(tasks.result).type.not.toBeCallableWith(mail, 'id')
+    expect(tasks.retry).type.not.toBeCallableWith('mail', 'id')
+    expect(tasks.cancel).type.not.toBeCallableWith(mail)
+  })
+})
 
 describe('the payload of a definition', () => {
   test('is the static type of a TypeBox schema', () => {

@@ -114,7 +114,7 @@ export class EngineLink {
 
   /** Whether the engine can be reached now. */
   get isConnected (): boolean {
-    return this.#isConnected && readOr(false, () => this.engine.isConnected !== false)
+    return this.#isConnected && !this.#isStopping && readOr(false, () => this.engine.isConnected !== false)
   }
 
   /** The last message that was logged of the engine. */
@@ -152,6 +152,7 @@ export class EngineLink {
   /** Closes the connections, when the verdicts of all running jobs have been reported. */
   async stop (): Promise<void> {
     this.#isStopping = true
+    this.#lastError = 'the app is closed'
     if (this.#starting === undefined) return
     this.#isReady()
     this.#wakeUp?.()

@@ -279,7 +279,7 @@ export async function operating (t: Test, { supports, engine }: PlacementUnderTe
       async onFailed () { isTold = true; await gates.wait('told') }
     })
     const itself: AnyTaskDefinition = defineTask({ name: 'itself', async handler (_: undefined, { app, id }): Promise<boolean> { return await app.backgroundTasks.cancel(itself as never, id) } })
-    const { app } = await onPlace(t, [failing, itself])
+    const { app, logs } = await onPlace(t, [failing, itself])
     const tasks = app.backgroundTasks
     const { id } = await tasks.enqueue(failing)
     await until(() => isTold)
@@ -289,6 +289,9 @@ export async function operating (t: Test, { supports, engine }: PlacementUnderTe
     t.equal(await stateOf(app, failing, id), 'skipped')
     const own = await tasks.enqueue(itself as never)
     await untilState(app, itself, own.id, 'skipped')
+    await app.backgroundTasks.idle()
+    t.match(app.backgroundTasks.stats, { pending: 0, running: 0, succeeded: 0 })
+    t.notOk(logs.some(({ msg }) => msg.includes('could not be noted')))
   })
 
   await t.test('result waits for the end of a task, and no longer than it may', async t => {

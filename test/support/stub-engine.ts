@@ -1,4 +1,4 @@
-import type { Delivery, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../../lib/index.js'
+import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../../lib/index.js'
 
 /** An engine in memory that does as it is told: what the core makes of engines, without one. */
 export class StubEngine implements TaskEngine<unknown> {
@@ -18,10 +18,13 @@ export class StubEngine implements TaskEngine<unknown> {
   onStop = async (): Promise<void> => {}
   report: ((error: Error) => void) | undefined
 
-  async start (tasks: readonly TaskSpec[], { error }: { error: (error: Error) => void }): Promise<void> {
+  cancelled: ((task: string, id: string) => void) | undefined
+
+  async start (tasks: readonly TaskSpec[], { error, cancelled }: EngineEvents): Promise<void> {
     this.calls.push('start')
     this.specs = tasks
     this.report = error
+    this.cancelled = cancelled
     await this.onStart()
   }
 
