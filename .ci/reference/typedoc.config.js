@@ -5,7 +5,7 @@ import { CompactTheme } from './theme.js'
 const GROUPS = {
   'The plugin': ['index', 'options'],
   Tasks: ['tasks/background-task', 'tasks/task-options', 'tasks/task-function', 'decorators/background-tasks', 'decorators/app-background-tasks', 'exchange/outcome', 'runner/ledger', 'decorators/task-adder'],
-  Definitions: ['definitions/define-task', 'definitions/declare-task', 'definitions/thread', 'definitions/travelling-context', 'decorators/enqueue', 'definitions/jobs', 'definitions/standard-schema'],
+  Definitions: ['definitions/define-task', 'definitions/declare-task', 'definitions/thread', 'definitions/travelling-context', 'decorators/enqueue', 'decorators/operating', 'definitions/jobs', 'definitions/standard-schema'],
   'Diagnostics channels': ['tasks/diagnostics'],
   Engines: ['engines/engine']
 }
