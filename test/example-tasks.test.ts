@@ -8,6 +8,7 @@ import t from 'tap'
 import { buildApp } from '../examples/tasks/app.js'
 import { mountDashboard } from '../examples/tasks/dashboard.js'
 import { mountOperator } from '../examples/tasks/operator.js'
+import { openBrowser, withoutBrowser } from './support/browser.js'
 import { openRedis } from './support/redis.js'
 
 t.setTimeout(120_000)
@@ -58,6 +59,37 @@ t.test('the operator\'s routes stand beside the service, behind a login, and in 
   t.match((await operate('GET', '/make-report?state=skipped')).json(), { records: [{ id }] })
   const { paths } = (await app.inject('/docs/json')).json<{ paths: Record<string, object> }>()
   t.ok('/operator/{name}/{id}/retry' in paths)
+})
+
+t.test('an operator uses the routes in a real browser', { skip: withoutBrowser() }, async t => {
+  const app = await buildApp({})
+  t.teardown(() => app.close())
+  await mountOperator(app, { name: 'ada', password: 'secret' })
+  const address = await app.listen({ port: 0, host: '127.0.0.1' })
+  const { id } = (await app.inject({ method: 'POST', url: '/reports', payload: { title: 'spring', pages: 1 } })).json<{ id: string }>()
+  while ((await app.inject(`/tasks/${id}`)).json().state !== 'succeeded') await sleep(10)
+
+  const browser = await openBrowser(t)
+  const page = await browser.newPage({ httpCredentials: { username: 'ada', password: 'secret' } })
+  await page.goto(`${address}/docs`)
+  /** Fills the form of a route, sends it, and resolves to what the page shows of the answer. */
+  const execute = async (summary: string, fields: Record<string, string>): Promise<string> => {
+    const route = page.locator('.opblock', { hasText: summary })
+    await route.getByText(summary).click()
+    await route.getByRole('button', { name: 'Try it out' }).click()
+    for (const [name, value] of Object.entries(fields)) {
+      const field = route.locator(`tr[data-param-name="${name}"]`)
+      if (name === 'state') await field.locator('select').selectOption(value)
+      else await field.locator('input').fill(value)
+    }
+    await route.getByRole('button', { name: 'Execute' }).click()
+    return await route.locator('.live-responses-table tbody tr').first().innerText()
+  }
+  t.match(await execute('Count the background tasks of each definition', {}), /200[^]*"make-report"/)
+  t.match(await execute('List the background tasks of a definition', { name: 'make-report', state: 'succeeded', limit: '5' }), new RegExp(`200[^]*${id}`))
+  t.match(await execute('Read a background task', { name: 'make-report', id }), /200[^]*"succeeded"/)
+  t.match(await execute('Start a background task again', { name: 'make-report', id }), /409[^]*has not failed for good/)
+  t.match(await execute('Cancel a background task', { name: 'make-report', id }), /409[^]*has ended/)
 })
 
 t.test('the dashboard stands beside the service, behind a login, and shows what runs on Redis', async t => {
