@@ -4,6 +4,7 @@ import { access, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import multipart from '@fastify/multipart'
+import { defineTask } from '../lib/index.js'
 import { reports } from './guides/reports.js'
 import { start } from './support/app.js'
 
@@ -58,4 +59,35 @@ t.test('a report is rendered in a thread while the event loop is free, and is se
   t.ok(answers.length > 3, 'requests are answered meanwhile')
   t.match(answers.at(-1), { state: 'running' })
   t.ok(body.length > 1_000_000)
+})
+
+t.test('a reply waits a moment for its task, and is a 202 with Location if the task takes longer', async t => {
+  let release = (): void => {}
+  const sendEmail = defineTask({
+    name: 'send-email',
+    retry: { attempts: 1 },
+    async handler ({ subject }: { to: string, subject: string }) {
+      if (subject === 'slow') await new Promise<void>(resolve => { release = resolve })
+      if (subject === 'fails') throw new Error('no')
+      return { sent: subject }
+    }
+  })
+  const { app, address } = await start(t, { tasks: [sendEmail] })
+  app.post<{ Body: { to: string, subject: string } }>('/mails', async (request, reply) => {
+    const { id } = await app.backgroundTasks.enqueue(sendEmail, request.body)
+    const record = await app.backgroundTasks.result(sendEmail, id, { timeout: 300 })
+    if (record?.state === 'succeeded') return record.result
+    return await reply.code(202).header('location', `/tasks/${id}`).send({ id })
+  })
+  const post = async (subject: string): Promise<{ status: number, location: string | null, body: any }> => {
+    const reply = await fetch(`${await address()}/mails`, { method: 'POST', body: JSON.stringify({ to: 'ada@example.com', subject }), headers: { 'content-type': 'application/json' } })
+    return { status: reply.status, location: reply.headers.get('location'), body: await reply.json() }
+  }
+  t.strictSame(await post('soon'), { status: 200, location: null, body: { sent: 'soon' } })
+  for (const [subject, state] of [['slow', 'running'], ['fails', 'failed']] as const) {
+    const { status, location, body } = await post(subject)
+    t.strictSame([status, location], [202, `/tasks/${body.id}`])
+    t.match(await app.backgroundTasks.get(sendEmail, body.id), { state })
+  }
+  release()
 })
