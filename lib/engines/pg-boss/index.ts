@@ -159,7 +159,7 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   }
 
   async count (task: string): Promise<JobCounts> {
-    return await countJobs(this.#running(), task)
+    return await countJobs(this.#running(), this.#specOf(task))
   }
 
   async find (task: string, query: JobQuery): Promise<readonly JobRecord[]> {

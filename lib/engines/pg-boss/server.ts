@@ -148,9 +148,9 @@ export class PgBossServer {
     return job
   }
 
-  /** Runs a statement for an operator. */
+  /** Runs a statement for an operator. Its plan depends on its values, so it is not kept. */
   async ask (text: string, values: unknown[]): Promise<unknown[]> {
-    const { rows } = await this.web.ask(() => this.web.db.executeSql(text, values))
+    const { rows } = await this.web.ask(() => this.web.executeOnce(text, values))
     return rows
   }
 
