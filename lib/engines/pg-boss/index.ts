@@ -159,7 +159,7 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   }
 
   async count (task: string): Promise<JobCounts> {
-    return await countJobs(this.#running(), task)
+    return await countJobs(this.#running(), this.#specOf(task))
   }
 
   async find (task: string, query: JobQuery): Promise<readonly JobRecord[]> {
@@ -198,7 +198,7 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     await server?.close()
   }
 
-  /** pg-boss leaves out jobs whose id exists, in whatever state. The ids of the others are added to `stored`. */
+  /** Jobs are left out whose id exists and was not cancelled. The ids of the others are added to `stored`. */
   async #insert (task: string, jobs: readonly Job[], tx: PgBossTx | undefined, stored: Set<string>): Promise<void> {
     // Two processes that store the same keys in different orders would lock each other out.
     const isKeyed = jobs.some(({ keyed }) => keyed)
@@ -206,7 +206,11 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     const lockMs = !isKeyed ? LOCK_MS.noKey : jobs.length === 1 ? LOCK_MS.oneKey : LOCK_MS.keys
     if (jobs.some(({ text }) => text.length > MAX_BYTES / 3 && Buffer.byteLength(text) > MAX_BYTES)) throw new FST_BGT_INVALID_PAYLOAD(task, 'cannot be stored by PostgreSQL: it is larger than 256 MB')
     try {
-      for (const id of await this.#running().insert(task, inOrder.map(toInsert), lockMs, tx, isKeyed)) stored.add(id)
+      for (const id of await this.#running().insert(task, inOrder.map(toInsert), lockMs, tx)) stored.add(id)
+      // The others may be cancelled. New keys do not pay for this.
+      const others = inOrder.filter(({ id }) => !stored.has(id.toLowerCase()))
+      if (others.length === 0) return
+      for (const id of await this.#running().insert(task, others.map(toInsert), lockMs, tx, true)) stored.add(id)
     } catch (error) {
       if (tx === undefined) this.#holds.note(jobs, error)
       if (!isUnstorable(error)) throw error

@@ -2,7 +2,7 @@
 import type { Db } from 'pg-boss'
 import type { JobCounts, JobQuery, JobRecord, TaskSpec } from '../engine.js'
 import { payloadOf, type StoredJob, toRecord } from './jobs.js'
-import { count, page } from './records.js'
+import { count, page, pageStart } from './records.js'
 import type { PgBossServer } from './server.js'
 import { keepTimes } from './statements.js'
 import { cancelKeeping, retryAnew } from './texts.js'
@@ -20,8 +20,8 @@ export function isJobId (id: string): boolean {
   return /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id)
 }
 
-export async function countJobs (server: PgBossServer, queue: string): Promise<JobCounts> {
-  const [row] = await server.ask(count(server.schema), [queue, Date.now()])
+export async function countJobs (server: PgBossServer, { name, keep }: TaskSpec): Promise<JobCounts> {
+  const [row] = await server.ask(count(server.schema), [name, Date.now(), keepTimes(keep).failed])
   return row as JobCounts
 }
 
@@ -30,7 +30,13 @@ export async function findRecords (server: PgBossServer, { name, attempts }: Tas
   const now = Date.now()
   // Anybody may have made the position.
   const position = after === undefined ? [] : [after.enqueuedAt, after.id.replaceAll('\0', '')]
-  const rows = await server.ask(page(server.schema, state, after !== undefined, payload), [name, now, limit, ...position]) as Found[]
+  const query = { state, isNext: after !== undefined }
+  const values = [name, now, limit, ...position]
+  const [first] = await server.ask(pageStart(server.schema, query), values) as Array<{ since: number }>
+  let rows: Found[] = []
+  if (first !== undefined) rows = await server.ask(page(server.schema, query, true, payload), [...values, first.since]) as Found[]
+  // Jobs that were looked at may have gone on since.
+  if (rows.length < limit) rows = await server.ask(page(server.schema, query, false, payload), values) as Found[]
   return rows.map(row => ({
     ...toRecord(name, attempts, row, row.addedAt, now),
     ...(payload && { payload: payloadOf(name, row.id, row.data) })

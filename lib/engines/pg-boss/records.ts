@@ -35,7 +35,10 @@ const WHICH: Record<Exclude<JobState, 'abandoned'>, string> = {
   skipped: `state = 'cancelled' AND ${IS_KEPT}`
 }
 
-/** Counts the jobs of a queue. Each part but the last two is answered by an index alone. Values: queue, time. One row: `JobCounts`. */
+/**
+ * Counts the jobs of a queue, those that wait, run or have failed by an index alone. A record whose time is over counts until pg-boss has deleted it
+ * only if it was to be kept for less than the definition says now. Values: queue, time, seconds for which a failed job is kept. One row: `JobCounts`.
+ */
 export function count (schema: string): string {
   const of = (condition: string): string => `(SELECT count(*) FROM ${schema}.job WHERE name = $1 AND ${condition})::int`
   return `
@@ -43,7 +46,7 @@ export function count (schema: string): string {
       ${of(`state = 'created' AND ${IS_LATER}`)} + retry.delayed AS delayed,
       ${of('state = \'active\'')} AS running,
       retry.retrying,
-      ${of(WHICH.failed)} AS failed
+      ${of('state = \'failed\'')} - ${of(`state = 'failed' AND completed_on < now() - $3::float8 * interval '1 s' AND NOT (${IS_KEPT})`)} AS failed
     FROM (
       SELECT (count(*) FILTER (WHERE ${IS_NEW} AND NOT ${IS_LATER}))::int AS pending,
         (count(*) FILTER (WHERE ${IS_NEW} AND ${IS_LATER}))::int AS delayed,
@@ -52,25 +55,43 @@ export function count (schema: string): string {
     ) AS retry`
 }
 
+export interface PageQuery {
+  readonly state: Exclude<JobState, 'abandoned'>
+  /** Whether the page begins behind a record. */
+  readonly isNext: boolean
+}
+
+/** The jobs of a page and of all that follow. A value that a statement does not use has no type. */
+function which ({ state, isNext }: PageQuery): string {
+  return `name = $1 AND $2::float8 IS NOT NULL AND ${WHICH[state]}${isNext ? ` AND (${ADDED_AT}, id::text COLLATE "C") < ($4::float8, $5::text)` : ''}`
+}
+
 /**
- * Reads a page of records. No index has their order, which is that of `addedAt`. But a task was added before it was stored, and an index has the
- * times when jobs were stored. So a page of those that were stored last tells how early a job of the page can have been stored.
+ * How early the jobs of a page can have been stored. No index has the order of a page, which is that of `addedAt`. But a task was added before
+ * it was stored, and an index has the times when jobs were stored: those that were stored last are looked at.
  *
- * Values: queue, time, the most records, and if `isNext` the time and the id of the record before. Rows: `StoredJob` with `addedAt`, and `data`
- * if it is asked for.
+ * Values: queue, time, the most records, and if `isNext` the time and the id of the record before. Rows: one with `since`, or none.
  */
-export function page (schema: string, state: Exclude<JobState, 'abandoned'>, isNext: boolean, hasData: boolean): string {
-  // A value that a statement does not use has no type.
-  const which = `name = $1 AND $2::float8 IS NOT NULL AND ${WHICH[state]}${isNext ? ` AND (${ADDED_AT} < $4::float8 OR (${ADDED_AT} = $4::float8 AND id::text COLLATE "C" < $5))` : ''}`
+export function pageStart (schema: string, query: PageQuery): string {
   return `
-    WITH newest AS (
+    SELECT added AS since FROM (
       SELECT ${ADDED_AT} AS added FROM ${schema}.job
-      WHERE ${which}${isNext ? ` AND created_on < ${timeAt('$4::float8 + 1')}` : ''}
+      WHERE ${which(query)}${query.isNext ? ` AND created_on < ${timeAt('$4::float8 + 1')}` : ''}
       ORDER BY created_on DESC LIMIT $3::int * 2 + 100
-    ), page AS (
+    ) AS newest
+    ORDER BY added DESC OFFSET $3::int - 1 LIMIT 1`
+}
+
+/**
+ * Reads a page of records, or what there is of it among the jobs that were stored since a time. Values: those of `pageStart`, and last `since`,
+ * if there is one. Rows: `StoredJob` with `addedAt`, and with `data` if it is asked for.
+ */
+export function page (schema: string, query: PageQuery, hasSince: boolean, hasData: boolean): string {
+  const since = query.isNext ? '$6::float8' : '$4::float8'
+  return `
+    WITH page AS (
       SELECT id, ${ADDED_AT} AS added FROM ${schema}.job
-      WHERE ${which}
-        AND created_on >= COALESCE((SELECT ${timeAt('added')} FROM newest ORDER BY added DESC OFFSET $3::int - 1 LIMIT 1), '-infinity')
+      WHERE ${which(query)}${hasSince ? ` AND created_on >= ${timeAt(since)}` : ''}
       ORDER BY 2 DESC, 1 DESC LIMIT $3::int
     )
     SELECT j.id, j.state, j.retry_count AS "retryCount", j.retry_limit AS "retryLimit", j.start_after AS "startAfter",

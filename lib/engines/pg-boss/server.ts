@@ -118,19 +118,19 @@ export class PgBossServer {
   }
 
   /**
-   * Stores jobs, except those whose id is stored already and was not cancelled.
+   * Stores jobs, except those whose id is stored already.
    * @param lockMs milliseconds to wait for a lock of another transaction
    * @param tx the caller's transaction
-   * @param isKeyed whether the id of one may be stored already
+   * @param freesKeys whether jobs take the place of cancelled ones of the same id
    * @returns the ids of the jobs that are new
    */
-  async insert (queue: string, jobs: JobInsert[], lockMs: number, tx?: Db, isKeyed = false): Promise<readonly string[]> {
-    const ids = isKeyed ? [`{${jobs.map(({ id }) => id).join(',')}}`] : []
+  async insert (queue: string, jobs: JobInsert[], lockMs: number, tx?: Db, freesKeys = false): Promise<readonly string[]> {
+    const ids = freesKeys ? [`{${jobs.map(({ id }) => id).join(',')}}`] : []
     const changed = (db: Db, ms: number | undefined): Db => {
-      const change = insertChange(ms, isKeyed)
+      const change = insertChange(ms, freesKeys)
       return { executeSql: (text, values = []) => db.executeSql(change(text), [...values, ...ids]) }
     }
-    if (tx !== undefined) return await this.#insertWith(isKeyed ? changed(tx, undefined) : tx, queue, jobs)
+    if (tx !== undefined) return await this.#insertWith(freesKeys ? changed(tx, undefined) : tx, queue, jobs)
     const limited = changed(this.web.db, lockMs)
     const insert = async (): Promise<string[]> => await this.web.ask(boss => boss.insert(queue, jobs, { returnId: true, db: limited }), REQUEST_MS) ?? []
     try {
@@ -148,9 +148,9 @@ export class PgBossServer {
     return job
   }
 
-  /** Runs a statement for an operator. */
+  /** Runs a statement for an operator. Its plan depends on its values, so it is not kept. */
   async ask (text: string, values: unknown[]): Promise<unknown[]> {
-    const { rows } = await this.web.ask(() => this.web.db.executeSql(text, values))
+    const { rows } = await this.web.ask(() => this.web.executeOnce(text, values))
     return rows
   }
 

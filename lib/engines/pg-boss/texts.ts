@@ -29,15 +29,14 @@ type Change = (text: string) => string
 const inserts = new Map<string, Change>()
 
 /**
- * How pg-boss's insert is changed: it waits for each lock only so long, and first frees the keys of jobs, see {@link freeingKeys}.
+ * How pg-boss's insert is changed: it waits for each lock only so long, and first frees keys, see {@link freeingKeys}.
  * @param ms milliseconds to wait for locks. Undefined in a transaction of the caller, which the limit would outlive
- * @param isKeyed whether a job may have a key
  */
-export function insertChange (ms: number | undefined, isKeyed: boolean): Change {
-  const name = `${ms} ${isKeyed}`
+export function insertChange (ms: number | undefined, freesKeys: boolean): Change {
+  const name = `${ms} ${freesKeys}`
   let change = inserts.get(name)
   if (change === undefined) {
-    change = remembered(text => insertWithin(ms, isKeyed ? freeingKeys(ms, text) : text))
+    change = remembered(text => insertWithin(ms, freesKeys ? freeingKeys(ms, text) : text))
     inserts.set(name, change)
   }
   return change
