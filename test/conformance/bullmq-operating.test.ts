@@ -348,7 +348,8 @@ t.test('with the least rights that the documents name, and while the server is a
   const admin = new Redis(server.url)
   t.teardown(() => { admin.disconnect() })
   admin.on('error', () => {})
-  await admin.acl('SETUSER', 'jobs', 'on', '>secret', ...LEAST_RIGHTS.split(' '))
+  const addUser = async (): Promise<unknown> => await admin.acl('SETUSER', 'jobs', 'on', '>secret', ...LEAST_RIGHTS.split(' '))
+  await addUser()
   const gates = new Map<string, () => void>()
   const small = defineTask({
     name: 'small',
@@ -389,5 +390,6 @@ t.test('with the least rights that the documents name, and while the server is a
     await t.rejects(call() as Promise<unknown>, { code: 'FST_BGT_ENGINE_UNAVAILABLE', statusCode: 503 })
   }
   await server.start()
+  await addUser()
   await until(() => tasks.health().connected)
 })
