@@ -226,6 +226,9 @@ t.test('cancelled jobs for BullMQ itself: they have failed, and nothing of them 
   t.equal(await redis.exists(`${prefix}:odd:active-job:lock`), 0)
   t.ok(await redis.pttl(`${prefix}:odd~skipped`) > 0, 'what the engine remembers of them goes with their records')
   t.match((await redis.xrevrange(`${prefix}:odd:events`, '+', '-')).filter(([, fields]) => fields.includes('failed')).length, 8)
+  const scheduled = (await queue.upsertJobScheduler('schedule', { every: 60_000 }, { name: 'odd' }))?.id ?? ''
+  t.match(await recordOf(web, odd, scheduled), { id: scheduled })
+  t.equal(await web.app.backgroundTasks.cancel(odd, scheduled), false, 'the schedule would end with it')
   await queue.clean(0, 0, 'failed')
   t.strictSame((await web.app.backgroundTasks.find(odd, { state: 'skipped' })).records, [])
   t.match(await web.app.backgroundTasks.count(odd), { failed: 0 })
