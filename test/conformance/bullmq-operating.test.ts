@@ -6,8 +6,11 @@ import t, { type Test } from 'tap'
 import { bullmq } from '../../lib/engines/bullmq/index.js'
 import { defineTask, type AnyTaskDefinition, type JobState, type TaskRecord } from '../../lib/index.js'
 import { start, type Started } from '../support/app.js'
+import { opened } from '../support/opened.js'
 import { openRedis } from '../support/redis.js'
+import { redisServer } from '../support/servers.js'
 import { startService } from '../support/services.js'
+import { LEAST_RIGHTS } from '../support/topologies/redis.js'
 
 t.setTimeout(240_000)
 
@@ -223,6 +226,9 @@ t.test('cancelled jobs for BullMQ itself: they have failed, and nothing of them 
   t.equal(await redis.exists(`${prefix}:odd:active-job:lock`), 0)
   t.ok(await redis.pttl(`${prefix}:odd~skipped`) > 0, 'what the engine remembers of them goes with their records')
   t.match((await redis.xrevrange(`${prefix}:odd:events`, '+', '-')).filter(([, fields]) => fields.includes('failed')).length, 8)
+  const scheduled = (await queue.upsertJobScheduler('schedule', { every: 60_000 }, { name: 'odd' }))?.id ?? ''
+  t.match(await recordOf(web, odd, scheduled), { id: scheduled })
+  t.equal(await web.app.backgroundTasks.cancel(odd, scheduled), false, 'the schedule would end with it')
   await queue.clean(0, 0, 'failed')
   t.strictSame((await web.app.backgroundTasks.find(odd, { state: 'skipped' })).records, [])
   t.match(await web.app.backgroundTasks.count(odd), { failed: 0 })
@@ -335,4 +341,58 @@ t.test('many at once: of those who put a job back or cancel it, one is told so, 
   })
   await until(() => workers.every(({ app }) => app.backgroundTasks.stats.running === 0))
   t.strictSame(trouble(...workers, web).filter(line => !/has failed|failed/.test((line as { msg: string }).msg)), [])
+})
+
+t.test('with the least rights that the documents name, and while the server is away', async t => {
+  const server = await opened(t, 'redis-server', () => redisServer())
+  if (server === undefined) return
+  t.teardown(() => server.remove())
+  await server.start()
+  const admin = new Redis(server.url)
+  t.teardown(() => { admin.disconnect() })
+  admin.on('error', () => {})
+  const addUser = async (): Promise<unknown> => await admin.acl('SETUSER', 'jobs', 'on', '>secret', ...LEAST_RIGHTS.split(' '))
+  await addUser()
+  const gates = new Map<string, () => void>()
+  const small = defineTask({
+    name: 'small',
+    retry: { attempts: 1 },
+    async handler (name: string, { signal }) {
+      if (name === 'hangs') await new Promise<void>(resolve => { signal.addEventListener('abort', () => { gates.get('aborted')?.(); resolve() }) })
+      throw new Error('no')
+    }
+  })
+  const url = new URL(server.url)
+  Object.assign(url, { username: 'jobs', password: 'secret' })
+  const started = await start(t, { tasks: [small], engine: bullmq({ connection: url.href }) })
+  await started.app.ready()
+  const tasks = started.app.backgroundTasks
+  const failed = await tasks.enqueue(small, 'fails')
+  t.match(await tasks.result(small, failed.id, { timeout: 10_000 }), { state: 'failed' })
+  t.equal(await tasks.retry(small, failed.id), true)
+  const aborted = new Promise<void>(resolve => { gates.set('aborted', resolve) })
+  const hanging = await tasks.enqueue(small, 'hangs', { key: 'k' })
+  await untilState(started, small, hanging.id, 'running')
+  t.equal(await tasks.cancel(small, hanging.id), true)
+  await aborted
+  t.strictSame(await tasks.enqueue(small, 'fails', { key: 'k' }), { id: hanging.id, duplicate: false })
+  await until(async () => (await tasks.count(small)).failed === 2)
+  t.equal((await tasks.find(small, { state: 'failed' })).records.length, 2)
+  // So many that their order is stored.
+  const add = admin.pipeline()
+  for (let n = 0; n < 5_100; n++) add.hset(`fbt:small:${n}`, { name: 'small', data: '1', timestamp: n }).zadd('fbt:small:failed', Date.now(), n)
+  await add.exec()
+  t.strictSame((await tasks.find(small, { state: 'failed', limit: 3 })).records.map(({ id }) => id).slice(2), ['5099'])
+  t.equal(await admin.exists('fbt:small~order'), 1)
+  t.strictSame(trouble(started).filter(line => !(line as { msg: string }).msg.includes('failed')), [])
+
+  t.equal(tasks.health().connected, true)
+  await server.stop()
+  await until(() => !tasks.health().connected)
+  for (const call of [() => tasks.count(small), () => tasks.find(small, { state: 'failed' }), () => tasks.retry(small, failed.id), () => tasks.cancel(small, failed.id), () => tasks.result(small, failed.id, { timeout: 10 })]) {
+    await t.rejects(call() as Promise<unknown>, { code: 'FST_BGT_ENGINE_UNAVAILABLE', statusCode: 503 })
+  }
+  await server.start()
+  await addUser()
+  await until(() => tasks.health().connected)
 })

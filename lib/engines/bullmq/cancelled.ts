@@ -28,13 +28,15 @@ const HAS_PARENT = 2
 export const WAITING_LISTS = ['wait', 'paused'] as const
 export const WAITING_SETS = ['prioritized', 'waiting-children'] as const
 
-// BullMQ's own script for jobs that have ended refuses a job that does not run.
+// BullMQ's own script for jobs that have ended refuses a job that does not run. The next job of a job scheduler stays, because the schedule would end with it: BullMQ
+// does not remove it either.
 const CANCEL = `local job, id = KEYS[1], ARGV[1]
 if redis.call('TYPE', job).ok ~= 'hash' then return ${NONE} end
-local found = redis.call('HMGET', job, 'atm', 'stc', 'ats', 'parentKey')
+local found = redis.call('HMGET', job, 'atm', 'stc', 'ats', 'parentKey', 'rjk')
 for i = 1, 3 do
   if (tonumber(found[i]) or 0) ~= tonumber(ARGV[i + 1]) then return -1 end
 end
+if found[5] and not redis.call('LPOS', KEYS[3], id) then return ${NONE} end
 local from
 if redis.call('ZREM', KEYS[2], id) == 1 then from = 'delayed'
 elseif redis.call('LREM', KEYS[3], 1, id) > 0 then from = 'active'

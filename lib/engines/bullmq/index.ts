@@ -67,6 +67,8 @@ class BullMqEngine implements TaskEngine {
   #producer: Client | undefined
   /** What looks at the connections and the jobs again and again. */
   #watches: Array<() => void> = []
+  /** What ends each of the calls of `watch`. */
+  readonly #unwatches = new Set<() => void>()
   #sizes: SizeLimit | undefined
   /** Calls of `enqueue` that have not settled. */
   #enqueueCalls = 0
@@ -174,7 +176,16 @@ class BullMqEngine implements TaskEngine {
   }
 
   async watch (task: string, onEnd: (ids: readonly string[]) => void): Promise<() => void> {
-    return await this.#ask(task, async (redis, { queue }) => watchEnds(redis, queue, this.#options.prefix, onEnd))
+    const { queue } = this.#task(task)
+    // Its connection would wait for the server, and be joined by others.
+    if (!this.isConnected) throw this.#explain(undefined)
+    const end = watchEnds(this.#producer as Client, queue, this.#options.prefix, onEnd)
+    const unwatch = (): void => {
+      this.#unwatches.delete(unwatch)
+      end()
+    }
+    this.#unwatches.add(unwatch)
+    return unwatch
   }
 
   get isConnected (): boolean {
@@ -183,7 +194,7 @@ class BullMqEngine implements TaskEngine {
 
   async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {
     this.#events = undefined
-    for (const stop of this.#watches) stop()
+    for (const stop of [...this.#watches, ...this.#unwatches]) stop()
     await this.pause()
     await answered(drainMs, Promise.all(this.#workers.map(worker => worker.idle()))).catch(() => {})
     // Jobs that were fetched too late go back to the queue.
