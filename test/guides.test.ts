@@ -16,6 +16,7 @@ import * as idempotent from './guides/idempotent-handlers.js'
 import * as migrating from './guides/migrating.js'
 import * as operating from './guides/operating.js'
 import { deferred, start, type Started } from './support/app.js'
+import { paragraphsOf } from './support/docs/paragraphs.js'
 import { openPostgres } from './support/postgres.js'
 import { openRedis } from './support/redis.js'
 import { connectRaw, requestText } from './support/sockets.js'
@@ -28,20 +29,19 @@ async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
   while (!await isSo()) await sleep(10)
 }
 
-/** The lines of a text without what stands before them: code of a guide stands within a function of its module, or is exported. */
-const unindented = (text: string): string => `\n${text.split('\n').map(line => line.trim().replace(/^export /, '')).join('\n')}\n`
-
 for (const guide of ['from-fastapi', 'idempotent-handlers', 'changing-definitions', 'migrating', 'operating']) {
   t.test(`each paragraph of code in docs/${guide}.md stands in its module, which is run below`, async t => {
-    const code = unindented(readFileSync(new URL(`guides/${guide}.ts`, import.meta.url), 'utf8'))
-    const text = readFileSync(new URL(`../docs/${guide}.md`, import.meta.url), 'utf8')
-    const blocks = Array.from(text.matchAll(/^```ts\n(.*?)^```$/gms), ([, block = '']) => block)
-    t.ok(blocks.length > 0)
-    for (const paragraph of blocks.flatMap(block => block.replace(/^import .*\n/gm, '').split('\n\n'))) {
-      t.ok(code.includes(unindented(paragraph.trim())), paragraph)
-    }
+    const { all, missing } = paragraphsOf(`${guide}.md`, [`guides/${guide}.ts`])
+    t.ok(all.length > 0)
+    t.strictSame(missing, [])
   })
 }
+
+t.test('each paragraph of code on a report in a thread stands in its modules, which test/recipes.test.ts runs', async t => {
+  const { all, missing } = paragraphsOf('recipes.md', ['guides/reports.ts', 'guides/render-report.js'], 'A report in a thread')
+  t.equal(all.length, 5)
+  t.strictSame(missing, [])
+})
 
 t.test('from FastAPI', async t => {
   // Its code writes to log.txt, as the tutorial does.
