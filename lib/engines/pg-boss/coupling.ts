@@ -1,6 +1,5 @@
 /** What this adapter uses of pg-boss that pg-boss does not promise, and the check at the start that it is there. See docs/architecture.md. */
 import { type Db, getConstructionPlans } from 'pg-boss'
-import { affectedBy } from './operations.js'
 import type { Pool } from './pool.js'
 import { cancelKeeping, fetchAnew, freeingKeys, insertWithin, LOCK_MS, retryAnew } from './texts.js'
 
@@ -30,6 +29,11 @@ export async function checkCoupling (pool: Pool, schema: string, queue: string |
   ]
   if (missing.length > 0) throw new Error(`pg-boss lacks what this package uses of it (${missing.join(', ')}): ${versions}; ${KNOWN}`)
   return version === TESTED ? undefined : `${versions}: ${KNOWN}. What this package uses is there`
+}
+
+/** How many jobs a call of pg-boss has changed. Its types do not say that it tells. */
+export function affectedBy (response: object): number {
+  return Number((response as { affected?: unknown }).affected)
 }
 
 /** The version of the tables that the installed pg-boss makes. Its plan for them says it. */

@@ -1,6 +1,7 @@
 /** What an operator asks of the jobs of a queue. */
 import type { Db } from 'pg-boss'
 import type { JobCounts, JobQuery, JobRecord, TaskSpec } from '../engine.js'
+import { affectedBy } from './coupling.js'
 import { payloadOf, type StoredJob, toRecord } from './jobs.js'
 import { count, page, pageStart } from './records.js'
 import type { PgBossServer } from './server.js'
@@ -62,11 +63,6 @@ export async function cancelJob (server: PgBossServer, { name, keep }: TaskSpec,
   void server.notify(server.channel, [`${CANCELLED} ${name} ${id}`]).catch(() => {})
   void server.notify(server.endsChannel, [`${name} ${id}`]).catch(() => {})
   return true
-}
-
-/** How many jobs a call of pg-boss has changed. Its types do not say that it tells. */
-export function affectedBy (response: object): number {
-  return Number((response as { affected?: unknown }).affected)
 }
 
 /** Runs a statement of pg-boss for one job, changed. Executors differ in how they pass arrays, and the changed statement takes the text of one. */
