@@ -150,6 +150,24 @@ t.test('what was read and put back expires when it would have expired, and the j
   })
 })
 
+t.test('failed jobs that have expired behind one that has not are still counted, and hide no other one', async t => {
+  await onServer(t, async ({ channel, prefix }, serve) => {
+    const ran: string[] = []
+    const note = defineTask({ name: 'note', handler (name: string) { ran.push(name) } })
+    const { app } = await serve([note])
+    for (const [name, expiration] of [['a', 60_000], ['b', 300], ['c', 300], ['d', 60_000]] as const) {
+      channel.sendToQueue(`${prefix}.note.dead`, Buffer.from(JSON.stringify(name)), { messageId: name, expiration })
+    }
+    await sleep(600)
+    t.equal((await app.backgroundTasks.count(note)).failed, 4)
+    t.equal(await app.backgroundTasks.retry(note, 'b'), false)
+    t.equal((await app.backgroundTasks.count(note)).failed, 2)
+    t.strictSame(await Promise.all(['d', 'c', 'a'].map(async id => await app.backgroundTasks.retry(note, id))), [true, false, true])
+    await until(() => ran.length === 2)
+    t.strictSame(ran, ['a', 'd'], 'the first that has failed starts first')
+  })
+})
+
 t.test('if the connection breaks between the copy and the acknowledgement, both are there: a job may run twice, and is never lost', async t => {
   await onServer(t, async (broker, serve) => {
     const { channel, prefix } = broker

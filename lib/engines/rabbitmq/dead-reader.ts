@@ -18,7 +18,12 @@ const AROUND = 500
 /** Consumers of the channel. The server puts the messages of more of them back in another order. */
 const MAX_CONSUMERS = 32
 /** Milliseconds without a message after which the queue may have no more. */
-const QUIET_MS = 100
+const QUIET_MS = 250
+/**
+ * How often in a row that has to be so if fewer have come than the queue had: the rest may have expired, or may be on its way, and the server
+ * answers a question before it has sent all messages.
+ */
+const QUIET_TIMES = 4
 
 export class DeadReader {
   /** Messages that have come. */
@@ -64,15 +69,19 @@ export class DeadReader {
       if (!this.#isWanted || this.received >= this.#capacity || this.received === expected) this.#wake?.()
     }
     await this.#subscribe(receive)
-    let isFirstLook = true
+    let quiet = 0
+    let isFirst = true
     while (this.#isWanted) {
       if (this.#isClosed) throw this.#closedBy ?? new Error('the channel was closed while the queue of failed jobs was read')
       if (performance.now() >= end) throw new Error(`the queue of failed jobs could not be read to its end in time, or another program holds messages of it: ${this.received} were read`)
       if (this.received >= this.#capacity) await this.#subscribe(receive)
-      else if ((this.received === expected && isFirstLook) || await this.#isQuiet()) {
-        isFirstLook = false
-        if (await this.#isAtEnd()) return
-      }
+      const before = this.received
+      const isComplete = before >= expected
+      if (isComplete && isFirst) isFirst = false
+      else await this.#pause()
+      const isQuiet = this.received === before && await this.#isTaken() && this.received === before
+      quiet = isQuiet ? quiet + 1 : 0
+      if (isQuiet && (isComplete || quiet === QUIET_TIMES)) return
     }
   }
 
@@ -90,20 +99,17 @@ export class DeadReader {
     await answered(this.#channel.consume(this.#queue, receive, { consumerTag: `search-${++this.#consumers}` }))
   }
 
-  /** Resolves to whether nothing has come for a while. */
-  async #isQuiet (): Promise<boolean> {
-    const before = this.received
+  /** Resolves when the reader has something to do, or after a while. */
+  async #pause (): Promise<void> {
     const woken = new Promise<void>(resolve => { this.#wake = resolve })
     await within(QUIET_MS, woken, () => undefined)
     this.#wake = undefined
-    return this.received === before
   }
 
-  /** Whether the queue is known to have nothing but what was read. Somebody else who holds a message counts as a consumer. */
-  async #isAtEnd (): Promise<boolean> {
-    const before = this.received
+  /** Whether nobody else has or gets a message of the queue. Some may still be on their way here. Somebody else who holds a message counts as a consumer. */
+  async #isTaken (): Promise<boolean> {
     const { messages, consumers } = await stateOf(this.#channel, this.#queue)
-    return messages === 0 && consumers === this.#consumers && this.received === before
+    return messages === 0 && consumers === this.#consumers
   }
 
   #end (): void {

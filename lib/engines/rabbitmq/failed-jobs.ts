@@ -12,8 +12,8 @@ import type { RabbitMqPublisher } from './publisher.js'
 import { orIfMissing, stateOf, untilReturned } from './queue-state.js'
 import type { RabbitMqQueues } from './queues.js'
 
-/** Milliseconds after which a search ends without a result. 100,000 jobs of a kilobyte take three seconds. */
-const SEARCH_MS = 10_000
+/** Milliseconds after which a search ends without a result. 100,000 jobs of a kilobyte take three to eight seconds. */
+const SEARCH_MS = 15_000
 /** Fewest and most milliseconds until a queue is tried again that somebody else reads. They differ, so that two processes do not meet again. */
 const [LEAST_PAUSE_MS, MOST_PAUSE_MS] = [5, 40]
 /** Most milliseconds for the server to put messages back. 100,000 take a quarter of a second. */
@@ -61,7 +61,7 @@ export class FailedJobs {
     this.#lockQueue = options.queues.lockQueueOf(task)
   }
 
-  /** Resolves to whether there was such a job, when it is stored for its next start. Rejects if that is not known within 10 s. */
+  /** Resolves to whether there was such a job, when it is stored for its next start. Rejects if that is not known within 15 s. */
   async retry (id: string): Promise<boolean> {
     if (id === '' || Buffer.byteLength(id) > MAX_ID) return false
     const same = this.#open.get(id)
