@@ -2,7 +2,7 @@
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 
-const entries = ['plugin', 'index', 'testing', 'ambient', ...['bullmq', 'pg-boss', 'rabbitmq'].map(engine => `engines/${engine}/index`)]
+const entries = ['plugin', 'index', 'testing', 'ambient', 'task-routes', ...['bullmq', 'pg-boss', 'rabbitmq'].map(engine => `engines/${engine}/index`)]
 const reached = new Set()
 
 function reach (file) {

@@ -174,7 +174,7 @@ const PLUGIN_RULES: Rules = {
  * hands on its own. fastify-cli gives an app its server options. An app that hands those on to @fastify/autoload gives them to all its
  * plugins.
  */
-const OPTIONS_OF_OTHERS = new Set([
+export const OPTIONS_OF_OTHERS: ReadonlySet<string> = new Set([
   'prefix', 'logLevel', 'logSerializers',
   'skipOverride', 'prefixOverride', 'autoPrefix', 'closeGraceDelay',
   'ajv', 'allowErrorHandlerOverride', 'allowUnsafeRegex', 'bodyLimit', 'caseSensitive', 'childLoggerFactory', 'clientErrorHandler',

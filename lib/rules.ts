@@ -30,7 +30,7 @@ export const SECONDS: Rule = {
   test: value => typeof value === 'number' && Number.isFinite(value) && value >= 0
 }
 /** Options whose errors begin with the name of this package. Errors of `register` appear when an app starts, among those of many plugins. */
-const AT_REGISTER: ReadonlySet<string> = new Set(['register', 'worker', 'concurrency of worker'])
+const AT_REGISTER: ReadonlySet<string> = new Set(['register', 'worker', 'concurrency of worker', 'taskRoutes'])
 
 /**
  * Checks options.

@@ -6,13 +6,12 @@ import { createServer, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
-import { chromium, type Browser } from 'playwright-core'
 import { SMTPServer } from 'smtp-server'
 import t, { type Test } from 'tap'
+import { openBrowser, withoutBrowser } from './support/browser.js'
 import { freePort } from './support/servers.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
-const CHROMIUM = process.env.CHROMIUM_PATH ?? '/usr/bin/chromium'
 
 // Processes and browsers of a busy machine take their time to start.
 t.setTimeout(120_000)
@@ -208,23 +207,4 @@ async function openSmtp (t: Test): Promise<{ url: string, mail: Promise<string>,
   await once(listener, 'listening')
   t.teardown(async () => { take(); await new Promise<void>(resolve => { server.close(resolve) }) })
   return { url: `smtp://127.0.0.1:${(listener.address() as AddressInfo).port}`, mail, take }
-}
-
-function withoutBrowser (): string | false {
-  if (existsSync(CHROMIUM) || process.env.REQUIRE_BROWSER === '1') return false
-  const reason = `NO BROWSER TEST: there is no ${CHROMIUM}. Install Debian's chromium, or set CHROMIUM_PATH.`
-  console.error(reason)
-  return reason
-}
-
-async function openBrowser (t: Test): Promise<Browser> {
-  const browser = await chromium.launch({
-    executablePath: CHROMIUM,
-    args: [
-      '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-      '--disable-component-update', '--disable-sync'
-    ]
-  })
-  t.teardown(() => browser.close())
-  return browser
 }

@@ -14,7 +14,9 @@ import * as changing from './guides/changing-definitions.js'
 import * as fromFastApi from './guides/from-fastapi.js'
 import * as idempotent from './guides/idempotent-handlers.js'
 import * as migrating from './guides/migrating.js'
+import * as operating from './guides/operating.js'
 import { deferred, start, type Started } from './support/app.js'
+import { paragraphsOf } from './support/docs/paragraphs.js'
 import { openPostgres } from './support/postgres.js'
 import { openRedis } from './support/redis.js'
 import { connectRaw, requestText } from './support/sockets.js'
@@ -27,20 +29,19 @@ async function until (isSo: () => boolean | Promise<boolean>): Promise<void> {
   while (!await isSo()) await sleep(10)
 }
 
-/** The lines of a text without what stands before them: code of a guide stands within a function of its module, or is exported. */
-const unindented = (text: string): string => `\n${text.split('\n').map(line => line.trim().replace(/^export /, '')).join('\n')}\n`
-
-for (const guide of ['from-fastapi', 'idempotent-handlers', 'changing-definitions', 'migrating']) {
+for (const guide of ['from-fastapi', 'idempotent-handlers', 'changing-definitions', 'migrating', 'operating']) {
   t.test(`each paragraph of code in docs/${guide}.md stands in its module, which is run below`, async t => {
-    const code = unindented(readFileSync(new URL(`guides/${guide}.ts`, import.meta.url), 'utf8'))
-    const text = readFileSync(new URL(`../docs/${guide}.md`, import.meta.url), 'utf8')
-    const blocks = Array.from(text.matchAll(/^```ts\n(.*?)^```$/gms), ([, block = '']) => block)
-    t.ok(blocks.length > 0)
-    for (const paragraph of blocks.flatMap(block => block.replace(/^import .*\n/gm, '').split('\n\n'))) {
-      t.ok(code.includes(unindented(paragraph.trim())), paragraph)
-    }
+    const { all, missing } = paragraphsOf(`${guide}.md`, [`guides/${guide}.ts`])
+    t.ok(all.length > 0)
+    t.strictSame(missing, [])
   })
 }
+
+t.test('each paragraph of code on a report in a thread stands in its modules, which test/recipes.test.ts runs', async t => {
+  const { all, missing } = paragraphsOf('recipes.md', ['guides/reports.ts', 'guides/render-report.js'], 'A report in a thread')
+  t.equal(all.length, 5)
+  t.strictSame(missing, [])
+})
 
 t.test('from FastAPI', async t => {
   // Its code writes to log.txt, as the tutorial does.
@@ -120,6 +121,96 @@ t.test('from FastAPI', async t => {
     t.match(engine.stored, [[{ id, task: 'make-report', payload: { title: 'spring' } }]])
     t.strictSame(await engine.deliver({ task: 'make-report', id, payload: { title: 'spring' } }), { kind: 'done', result: { file: 'spring.pdf' } })
     t.equal(fromFastApi.engine.name, 'bullmq')
+  })
+})
+
+t.test('operating', async t => {
+  const { sendEmail } = operating
+  t.beforeEach(() => { operating.mail.isDown = false })
+  const addFailed = async (app: FastifyInstance, to = 'ada@example.com'): Promise<string> => {
+    const { id } = await app.backgroundTasks.enqueue(sendEmail, { to, subject: 'Hello' })
+    await app.backgroundTasks.idle()
+    return id
+  }
+
+  await t.test('tasks are counted, found, retried, cancelled and waited for', async t => {
+    const { app } = await start(t, { tasks: [sendEmail] })
+    operating.mail.isDown = true
+    const ids = [await addFailed(app), await addFailed(app, 'nobody'), await addFailed(app)]
+    t.strictSame(await operating.counted(app), { pending: 0, delayed: 0, running: 0, retrying: 0, failed: 3 })
+    const { reasons, next } = await operating.found(app)
+    t.equal(reasons.length, 3)
+    t.match(reasons[0], /^[0-9a-f-]{36} has failed after 1 attempts at \S+Z: the mail server is down$/)
+    t.equal(next, undefined)
+    operating.mail.isDown = false
+    t.equal(await operating.retried(app, ids[1] as string), true)
+    await app.backgroundTasks.idle()
+    t.equal(await operating.retriers(app).retryAll(sendEmail, 'the mail server is down'), 2, 'not the one that failed otherwise')
+    t.match(await operating.waited(app, ids[0] as string), { state: 'succeeded' })
+    t.equal(await operating.retried(app, ids[0] as string), false)
+    const { id } = await app.backgroundTasks.enqueue(sendEmail, { to: 'ada@example.com', subject: 'Later' }, { delay: 60_000 })
+    t.equal(await operating.isEmpty(app, sendEmail), false)
+    t.equal(await operating.cancelled(app, id), true)
+    t.equal(await operating.cancelled(app, id), false)
+    await app.backgroundTasks.idle()
+    t.equal(await operating.isEmpty(app, sendEmail), true)
+  })
+
+  await t.test('each curl of the page is answered, behind the login', async t => {
+    process.env['OPERATOR_PASSWORD'] = 'secret'
+    const app = await operating.withRoutes()
+    t.teardown(() => app.close())
+    const address = await app.listen({ port: 0, host: '127.0.0.1' })
+    const id = await addFailed(app, 'nobody')
+    const lines = readFileSync(new URL('../docs/operating.md', import.meta.url), 'utf8').match(/^curl .*$/gm) ?? []
+    const statuses: number[] = []
+    for (const line of lines) {
+      const [, login = '', method = 'GET', path = ''] = /^curl -u (\S+) (?:-X (\w+) )?'?http:\/\/127\.0\.0\.1:3000([^' ]*)'?$/.exec(line) ?? []
+      const call = async (login: string): Promise<number> =>
+        (await fetch(address + path.replace('$ID', id), { method, headers: { authorization: `Basic ${btoa(login)}` } })).status
+      t.equal(await call('ada:wrong'), 401, line)
+      statuses.push(await call(login))
+      await app.backgroundTasks.idle()
+    }
+    t.strictSame(statuses, [200, 200, 200, 200, 202, 409])
+  })
+
+  await t.test('a line of the log names each start, and a failed task goes to a queue of complaints', async t => {
+    const { complaints, sendInvoice } = operating.deadLetters()
+    const { app, logs } = await start(t, { tasks: [complaints, sendInvoice] })
+    operating.logStarts(app)
+    const { id } = await app.backgroundTasks.enqueue(sendInvoice, { order: 17 })
+    await app.backgroundTasks.idle()
+    t.match(logs.filter(({ msg }) => msg === 'background task starts'), [{ pid: process.pid, hostname: String, task: { id, name: 'send-invoice', attempt: 1 } }, { task: { name: 'complaints' } }])
+    t.strictSame(operating.written, [`${id}: Error: order 17 has no address\n`])
+  })
+
+  await t.test('readiness follows the engine, and a worker without a port tells it by a file', async t => {
+    const engine = Object.assign(new StubEngine(), { isConnected: true })
+    const { app, address } = await start(t, { tasks: [sendEmail], engine })
+    operating.readiness(app)
+    const path = `${t.testdir()}/worker-is-well`
+    operating.tellByFile(app, path)
+    const status = async (): Promise<number> => (await fetch(`${await address()}/ready`)).status
+    t.equal(await status(), 200)
+    t.match(readFileSync(path, 'utf8'), /Z$/)
+    engine.isConnected = false
+    t.equal(await status(), 503)
+  })
+
+  await t.test('a process for one definition takes its jobs only, and what was refused is retried', async t => {
+    const engine = new StubEngine()
+    const worker = await operating.processForOne(engine)
+    t.teardown(() => worker.close())
+    t.match(engine.specs, [{ name: 'send-email', concurrency: 2 }])
+    const retried: string[] = []
+    Object.assign(engine.supports, { find: true, retry: true })
+    Object.assign(engine, {
+      find: async () => ['FST_BGT_INVALID_PAYLOAD', 'E_OTHER'].map(code => ({ id: code, name: 'send-email', state: 'failed', attempt: 1, enqueuedAt: new Date().toISOString(), error: { name: 'Error', message: '', code } })),
+      retry: async (_task: string, id: string) => { retried.push(id); return true }
+    })
+    t.equal(await operating.retriers(worker).retryRefused(sendEmail), 1)
+    t.strictSame(retried, ['FST_BGT_INVALID_PAYLOAD'])
   })
 })
 

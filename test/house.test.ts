@@ -11,7 +11,8 @@ const lib = fileURLToPath(new URL('../lib', import.meta.url))
 
 /** From the top down. Rooms of one floor do not know each other. */
 const FLOORS: ReadonlyArray<readonly string[]> = [
-  ['testing.ts', 'ambient.ts'],
+  ['testing.ts', 'ambient.ts', 'routes.ts'],
+  ['routes'],
   ['index.ts'],
   ['options.ts', 'drain.ts'],
   ['decorators'],

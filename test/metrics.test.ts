@@ -41,6 +41,8 @@ t.test('the shop: what has become of its tasks, by name and state', async t => {
   t.strictSame(series(metrics, 'background_task_queue_duration_seconds_count'), {
     '{task="countOrder"}': 2, '{task="sendReceipt"}': 2, '{task="notify-warehouse"}': 2, '{task="update-search"}': 2
   }, 'a task waits once')
+  t.strictSame(series(metrics, 'background_tasks_stored'), Object.fromEntries(['notify-warehouse', 'update-search'].flatMap(task =>
+    ['pending', 'delayed', 'running', 'retrying', 'failed'].map(state => [`{task="${task}",state="${state}"}`, task === 'update-search' && state === 'failed' ? 2 : 0]))))
   const slow = metrics.get('background_task_run_duration_seconds_sum{task="sendReceipt",outcome="success"}') ?? NaN
   t.ok(slow >= 0.39 && slow < 60, `two runs of 0.2 s took ${slow} s`)
   t.equal(metrics.get('background_task_run_duration_seconds_bucket{le="0.1",task="sendReceipt",outcome="success"}'), 0)
@@ -66,6 +68,24 @@ t.test('what waits and what runs is read when Prometheus asks', async t => {
   gate.resolve()
   await app.backgroundTasks.idle()
   t.strictSame(await told(), [0, 0, 0])
+})
+
+t.test('an engine that does not count has no series, and the others are scraped', async t => {
+  const counted = defineTask({ name: 'counted', handler () {} })
+  const engine = new StubEngine()
+  engine.supports.count = true
+  let isAway = false
+  Object.assign(engine, { count: async () => isAway ? await Promise.reject(new Error('away')) : { pending: 3, failed: 1 } })
+  const { app, logs } = await start(t, { tasks: [counted], engine })
+  const registry = new Registry()
+  await app.register(taskMetrics, { registry, definitions: [counted] })
+  const scrape = async (): Promise<Map<string, number>> => read((await app.inject('/metrics')).body)
+  t.strictSame(series(await scrape(), 'background_tasks_stored'), { '{task="counted",state="pending"}': 3, '{task="counted",state="failed"}': 1 })
+  isAway = true
+  const metrics = await scrape()
+  t.strictSame(series(metrics, 'background_tasks_stored'), {})
+  t.equal(metrics.get('background_tasks_pending'), 0)
+  t.match(logs.filter(({ level }) => level === 40), [{ msg: 'tasks of "counted" could not be counted', err: { code: 'FST_BGT_ENGINE_UNAVAILABLE' } }])
 })
 
 t.test('functions that fail, at once, later, or before they have run, count once each', async t => {

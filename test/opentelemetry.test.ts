@@ -3,8 +3,10 @@ import { channel, tracingChannel } from 'node:diagnostics_channel'
 import { request as httpRequest } from 'node:http'
 import { SpanStatusCode, context, propagation, trace } from '@opentelemetry/api'
 import type { AsyncLocalStorageContextManager } from '@opentelemetry/context-async-hooks'
+import { Piscina } from 'piscina'
 import t from 'tap'
 import { traceTasks } from '../examples/opentelemetry/task-spans.js'
+import { defineTask } from '../lib/index.js'
 import { exporter, finished, names, start, telemetry, tracer } from './support/traced.js'
 
 t.afterEach(() => { exporter.reset() })
@@ -86,6 +88,34 @@ t.test('a task of the app is linked to the span that was active when it was adde
   t.same(finished('cleanUp').links.map(link => link.context), [finished('cron').spanContext()])
   t.equal(finished('cleanUp').parentSpanContext, undefined)
   t.same(finished('alone').links, [])
+})
+
+t.test('a task with a file has the span of a task, around its run in a thread, and the file has the span of the handler in its headers', async t => {
+  interface Work { do?: string }
+  const file = new URL('support/threads/work.js', import.meta.url)
+  const succeeds = defineTask<Work>({ name: 'succeeds', file })
+  const fails = defineTask<Work>({ name: 'fails', file, retry: { attempts: 2, backoff: { delay: 1 } } })
+  const threads = new Piscina({ maxThreads: 1 })
+  t.teardown(() => threads.destroy())
+  const ids: string[] = []
+  const { app, post } = await start(t, ({ backgroundTasks }) => {
+    ids.push(backgroundTasks.addTask(succeeds, {}).id, backgroundTasks.addTask(fails, { do: 'throw' }).id)
+  }, { tasks: [succeeds, fails], threads })
+  await post()
+
+  const [request, handler, task] = [finished('POST /'), finished('handler - answer'), finished('succeeds')]
+  t.same(task.links.map(link => link.context), [request.spanContext()])
+  t.equal(task.parentSpanContext, undefined)
+  t.equal(task.status.code, SpanStatusCode.UNSET)
+  t.match(task.attributes, { 'background_task.id': ids[0], 'background_task.attempt': 1 })
+  const { traceId, spanId } = handler.spanContext()
+  const record = await app.backgroundTasks.get(succeeds, ids[0] as string)
+  t.match(record, { result: { context: { headers: { traceparent: `00-${traceId}-${spanId}-01` } } } })
+  t.equal(names().filter(name => name === 'fails').length, 2)
+  t.match(exporter.getFinishedSpans().filter(({ name }) => name === 'fails'), [1, 2].map(attempt => ({
+    attributes: { 'background_task.id': ids[1], 'background_task.attempt': attempt },
+    status: { code: SpanStatusCode.ERROR, message: 'no' }
+  })))
 })
 
 t.test('a request whose client disconnects has a span too, and its task is linked to it', async t => {

@@ -178,10 +178,45 @@ t.test('a definition on an engine is recorded without its server, before and aft
   }
 })
 
+t.test('what is recorded can be counted, found, retried, cancelled and waited for, without the server of the engine', async t => {
+  const engine = new StubEngine()
+  Object.assign(engine, { count () {}, find () {}, retry () {}, cancel () {} })
+  Object.assign(engine.supports, { count: true, find: true, retry: true, cancel: true })
+  const fails = defineTask({ name: 'fails', retry: { attempts: 2 }, handler () { throw new Error('no') } })
+  const { app, tasks } = await record(t, { tasks: [job, fails], engine })
+  await app.ready()
+  const { backgroundTasks: all } = app
+  t.strictSame(all.health(), { engine: 'stub', connected: true, consuming: ['job', 'fails'] })
+  const [first, second, later] = await Promise.all([all.enqueue(job, { at: '1' }), all.enqueue(job, { at: '2' }), all.enqueue(job, { at: 'later' }, { delay: 60_000 })])
+  const failing = await all.enqueue(fails)
+  t.match(await all.count(job), { pending: 3, delayed: 0, failed: 0 }, 'a delay is over immediately')
+  t.strictSame((await all.find(job, { state: 'pending' })).records.map(({ id }) => id).toSorted(), [first.id, second.id, later.id].toSorted())
+  t.equal(await all.result(job, first.id, { timeout: 0 }), undefined, 'nothing runs by itself')
+  t.equal(await all.cancel(job, second.id), true)
+  t.equal(await all.cancel(job, second.id), false)
+  const result = all.result(job, first.id, { timeout: 10_000 })
+  await t.rejects(tasks.run(), { message: 'no' })
+  t.match(await result, { id: first.id, state: 'succeeded' })
+  t.strictSame(ran, ['1', 'later'])
+  t.match(await all.find(fails, { state: 'failed' }), { records: [{ id: failing.id, attempt: 2, error: { message: 'no' } }] })
+  t.equal(await all.retry(fails, failing.id), true)
+  t.match(await all.get(fails, failing.id), { state: 'pending', attempt: 0 })
+  t.equal(tasks.added.length, 5, 'a retry is recorded as a task that was added')
+  t.match(await all.count(fails), { pending: 1, failed: 0 })
+  await t.rejects(tasks.run(), { message: 'no' })
+  t.match(await all.count(fails), { pending: 0, failed: 1 })
+  tasks.clear()
+  t.strictSame((await all.find(job, { state: 'skipped' })).records.map(({ id }) => id), [second.id])
+  t.strictSame(engine.calls, [])
+})
+
 t.test('the limits of an engine are those of production', async t => {
   const engine = new StubEngine()
   Object.assign(engine.supports, { key: false, get: false })
   const { app, tasks } = await record(t, { engine, maxPending: 1 })
+  for (const refused of [app.backgroundTasks.count(job), app.backgroundTasks.find(job, { state: 'failed' }), app.backgroundTasks.retry(job, 'id'), app.backgroundTasks.cancel(job, 'id'), app.backgroundTasks.result(job, 'id', { timeout: 1 })]) {
+    await t.rejects(refused as Promise<unknown>, { code: 'FST_BGT_UNSUPPORTED' })
+  }
   t.throws(() => app.backgroundTasks.addTask(job, { at: '' }, { key: 'k' }), { code: 'FST_BGT_UNSUPPORTED' })
   await t.rejects(app.backgroundTasks.get(job, 'id'), { code: 'FST_BGT_UNSUPPORTED' })
   t.throws(() => app.backgroundTasks.addTask(job, { at: 1 } as never), { code: 'FST_BGT_INVALID_PAYLOAD' })

@@ -5,14 +5,14 @@ import { CompactTheme } from './theme.js'
 const GROUPS = {
   'The plugin': ['index', 'options'],
   Tasks: ['tasks/background-task', 'tasks/task-options', 'tasks/task-function', 'decorators/background-tasks', 'decorators/app-background-tasks', 'exchange/outcome', 'runner/ledger', 'decorators/task-adder'],
-  Definitions: ['definitions/define-task', 'definitions/declare-task', 'definitions/thread', 'definitions/travelling-context', 'decorators/enqueue', 'definitions/jobs', 'definitions/standard-schema'],
+  Definitions: ['definitions/define-task', 'definitions/declare-task', 'definitions/thread', 'definitions/travelling-context', 'decorators/enqueue', 'decorators/operating', 'definitions/jobs', 'definitions/standard-schema'],
   'Diagnostics channels': ['tasks/diagnostics'],
   Engines: ['engines/engine']
 }
 
 /** @type {Partial<import('typedoc').TypeDocOptions>} */
 export default {
-  entryPoints: ['index', 'engines/bullmq/index', 'engines/pg-boss/index', 'engines/rabbitmq/index', 'testing', 'ambient'].map(name => `../../lib/${name}.ts`),
+  entryPoints: ['index', 'engines/bullmq/index', 'engines/pg-boss/index', 'engines/rabbitmq/index', 'testing', 'ambient', 'routes'].map(name => `../../lib/${name}.ts`),
   tsconfig: '../../lib/tsconfig.json',
   out: '../../docs/reference',
   plugin: ['typedoc-plugin-markdown', groupByFile, app => app.renderer.defineTheme('compact', CompactTheme)],

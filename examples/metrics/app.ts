@@ -33,9 +33,10 @@ function countOrder (_order: string): void {}
 /** A shop: `POST /orders`, `DELETE /orders/:id`, which refuses and so skips its task, and `GET /metrics`. */
 export async function buildApp (logger: FastifyServerOptions['logger'] = false): Promise<FastifyInstance> {
   const app = Fastify({ logger })
-  await app.register(backgroundTasks, { tasks: [notifyWarehouse, updateSearch] })
+  const definitions = [notifyWarehouse, updateSearch]
+  await app.register(backgroundTasks, { tasks: definitions })
   // One of its own: the shop can be started twice in one process, as its test does.
-  await app.register(taskMetrics, { registry: new Registry() })
+  await app.register(taskMetrics, { registry: new Registry(), definitions })
 
   app.post('/orders', async (request, reply) => {
     const order = request.id

@@ -1,12 +1,14 @@
 import { subscribe, tracingChannel, unsubscribe, type TracingChannelSubscribers } from 'node:diagnostics_channel'
 import type { FastifyInstance } from 'fastify'
-import type { TaskAddedMessage, TaskRunMessage } from 'fastify-background-tasks'
+import type { AnyTaskDefinition, TaskAddedMessage, TaskRunMessage } from 'fastify-background-tasks'
 import fp from 'fastify-plugin'
 import { Counter, Gauge, Histogram, register, type Registry } from 'prom-client'
 
 export interface TaskMetricsOptions {
   /** @default prom-client's own */
   registry?: Registry
+  /** Definitions whose tasks are counted at each scrape. @default none */
+  definitions?: readonly AnyTaskDefinition[]
 }
 
 /** Seconds: from a log line to a report. */
@@ -19,8 +21,9 @@ const ENDS = ['enqueued', 'failed', 'skipped', 'abandoned'].map(state => `fastif
  * `GET /metrics` for Prometheus, with what has become of the background tasks. Register it behind `fastify-background-tasks`,
  * once a process: the channels are those of the process, and a registry refuses a second metric of a name.
  */
-async function metrics (app: FastifyInstance, { registry = register }: TaskMetricsOptions): Promise<void> {
+async function metrics (app: FastifyInstance, { registry = register, definitions = [] }: TaskMetricsOptions): Promise<void> {
   gaugeTasks(app, registry)
+  gaugeDefinitions(app, registry, definitions)
   const stop = countTasks(registry)
   // Hooks of plugins run behind the drain: what it has cut off is counted.
   app.addHook('onClose', async () => { stop() })
@@ -42,6 +45,28 @@ function gaugeTasks ({ backgroundTasks }: FastifyInstance, registry: Registry): 
   for (const [name, help, read] of gauges) {
     const gauge: Gauge = new Gauge({ name, help, registers: [registry], collect () { gauge.set(read()) } })
   }
+}
+
+/**
+ * How many tasks of each definition wait, run and have failed, in all processes together: an engine is asked when Prometheus asks. Each
+ * process tells the same, so a query takes the `max` of them. A definition that the engine does not count now has no series in this scrape.
+ */
+function gaugeDefinitions ({ backgroundTasks, log }: FastifyInstance, registry: Registry, definitions: readonly AnyTaskDefinition[]): void {
+  const gauge: Gauge = new Gauge({
+    name: 'background_tasks_stored',
+    help: 'Tasks of a definition in each state, of all processes',
+    labelNames: ['task', 'state'],
+    registers: [registry],
+    async collect () {
+      const counts = await Promise.allSettled(definitions.map(async definition => await backgroundTasks.count(definition)))
+      gauge.reset()
+      for (const [i, count] of counts.entries()) {
+        const task = definitions[i]?.name ?? ''
+        if (count.status === 'rejected') log.warn({ err: count.reason as Error }, `tasks of "${task}" could not be counted`)
+        else for (const [state, number] of Object.entries(count.value)) gauge.set({ task, state }, number)
+      }
+    }
+  })
 }
 
 /**

@@ -18,6 +18,8 @@ const TaskRecord = Type.Object({
   error: Type.Optional(Type.Object({ name: Type.String(), message: Type.String(), code: Type.Optional(Type.String()) })),
   result: Type.Optional(Type.Object({ file: Type.String(), pages: Type.Integer() }))
 })
+const Order = Type.Object({ title: Type.String({ minLength: 1 }), pages: Type.Integer({ minimum: 1, maximum: 100, default: 5 }) })
+const Accepted = Type.Object({ id: Type.String({ format: 'uuid' }) }, { description: 'Stored. Its state is at Location' })
 
 const NotSupported = Type.Object({ message: Type.String() }, { description: 'The placement of tasks cannot do that' })
 
@@ -26,7 +28,7 @@ export type Placement = Pick<FastifyBackgroundTasksOptions, 'engine' | 'worker'>
 
 /**
  * `POST /reports` answers 202 with the id of a task, and `GET /tasks/:id` tells what has become of it; docs at `/docs`. What
- * the placement cannot do is a 501.
+ * the placement cannot do is a 501. `POST /reports/soon` answers 200 with the report if it is there within 300 ms, and 202 if not.
  */
 export async function buildApp (placement: Placement, logger: FastifyServerOptions['logger'] = false): Promise<FastifyInstance> {
   const supports = placement.engine?.supports ?? { key: true, get: true }
@@ -43,9 +45,9 @@ export async function buildApp (placement: Placement, logger: FastifyServerOptio
     schema: {
       summary: 'Order a report',
       headers: Type.Object({ 'idempotency-key': Type.Optional(Type.String({ minLength: 1 })) }),
-      body: Type.Object({ title: Type.String({ minLength: 1 }), pages: Type.Integer({ minimum: 1, maximum: 100, default: 5 }) }),
+      body: Order,
       response: {
-        202: Type.Object({ id: Type.String({ format: 'uuid' }) }, { description: 'Stored. Its state is at Location' }),
+        202: Accepted,
         501: NotSupported
       }
     }
@@ -53,6 +55,21 @@ export async function buildApp (placement: Placement, logger: FastifyServerOptio
     const key = request.headers['idempotency-key']
     if (key !== undefined && !supports.key) return await reply.code(501).send({ message: 'repeated orders cannot be told here' })
     const { id } = request.backgroundTasks.addTask(makeReport, request.body, { key })
+    if (supports.get) reply.header('location', `/tasks/${id}`)
+    return await reply.code(202).send({ id })
+  })
+
+  app.post('/reports/soon', {
+    schema: {
+      summary: 'Order a report, and wait 300 ms for it',
+      body: Order,
+      response: { 200: Type.Object({ file: Type.String(), pages: Type.Integer() }, { description: 'The report is there' }), 202: Accepted }
+    }
+  }, async (request, reply) => {
+    // A task of addTask would be stored with the reply, and this reply waits for the task.
+    const { id } = await app.backgroundTasks.enqueue(makeReport, request.body)
+    const record = supports.get ? await app.backgroundTasks.result(makeReport, id, { timeout: 300 }) : undefined
+    if (record?.state === 'succeeded' && record.result !== undefined) return record.result
     if (supports.get) reply.header('location', `/tasks/${id}`)
     return await reply.code(202).send({ id })
   })

@@ -49,11 +49,17 @@ export interface TaskHealth {
   readonly error?: string
 }
 
-const STATES: readonly string[] = ['pending', 'delayed', 'running', 'retrying', 'succeeded', 'failed', 'skipped', 'abandoned'] satisfies JobState[]
-const MAX_LIMIT = 500
+export const JOB_STATES: readonly JobState[] = ['pending', 'delayed', 'running', 'retrying', 'succeeded', 'failed', 'skipped', 'abandoned']
+/** The most records of a page. */
+export const MAX_LIMIT = 500
 const MAX_TIMEOUT_MS = 60_000
 
-const STATE: Rule = { accepts: `one of ${STATES.join(', ')}`, test: value => STATES.includes(value as string) }
+/** The least id. */
+const FIRST_ID = '00000000-0000-0000-0000-000000000000'
+/** The most milliseconds since the epoch that a `Date` takes. */
+const MAX_TIME_MS = 8.64e15
+
+const STATE: Rule = { accepts: `one of ${JOB_STATES.join(', ')}`, test: value => JOB_STATES.includes(value as JobState) }
 const FIND_RULES: Rules = {
   state: STATE,
   limit: { accepts: `an integer from 1 to ${MAX_LIMIT}`, test: value => Number.isInteger(value) && (value as number) >= 1 && (value as number) <= MAX_LIMIT },
@@ -125,7 +131,7 @@ export async function result (intake: Intake, definition: AnyTaskDefinition, id:
 
 export function health ({ runner, jobs, dispatch, placement }: Intake): TaskHealth {
   const engine = placement === 'local' ? null : placement
-  if (dispatch === undefined) return { engine, connected: true, consuming: runner.isClosed ? [] : jobs.names }
+  if (dispatch === undefined) return { engine, connected: true, consuming: runner.isClosed ? [] : jobs.definitions.map(({ name }) => name) }
   const { isConnected, consuming, lastError } = dispatch.link
   return { engine, connected: isConnected, consuming, ...!isConnected && { error: lastError } }
 }
@@ -147,12 +153,22 @@ async function cancelHere (task: DefinedTask): Promise<boolean> {
 }
 
 function toCursor ({ enqueuedAt, id }: JobRecord): string {
-  return Buffer.from(`${Date.parse(enqueuedAt)} ${id}`).toString('base64url')
+  return cursorAt(Date.parse(enqueuedAt), id)
+}
+
+/** What goes into `after` to read the records of the same millisecond as this one, this one included, and those behind them. */
+export function cursorBefore ({ enqueuedAt }: Pick<JobRecord, 'enqueuedAt'>): string {
+  return cursorAt(Date.parse(enqueuedAt) + 1, FIRST_ID)
+}
+
+function cursorAt (time: number, id: string): string {
+  return Buffer.from(`${time} ${id}`).toString('base64url')
 }
 
 /** @throws FST_BGT_INVALID_OPTION */
 function readCursor (after: string): { enqueuedAt: number, id: string } {
-  const [, time, id] = /^(-?\d{1,16}) (.+)$/s.exec(Buffer.from(after, 'base64url').toString()) ?? []
-  if (time === undefined || id === undefined) throw new FST_BGT_INVALID_OPTION(`The option "after" of find accepts the "next" of another page; received ${show(after)}`)
+  // An id has no control characters. PostgreSQL refuses some of them.
+  const [, time, id] = /^(-?\d{1,16}) ([^\p{Cc}\uFFFD]+)$/u.exec(Buffer.from(after, 'base64url').toString()) ?? []
+  if (time === undefined || id === undefined || Math.abs(Number(time)) > MAX_TIME_MS) throw new FST_BGT_INVALID_OPTION(`The option "after" of find accepts the "next" of another page; received ${show(after)}`)
   return { enqueuedAt: Number(time), id }
 }

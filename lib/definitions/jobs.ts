@@ -122,9 +122,9 @@ export class Jobs {
     this.#definitions.require(definition)
   }
 
-  /** The names of all definitions. */
-  get names (): string[] {
-    return this.#definitions.all.map(({ definition }) => definition.name)
+  /** All definitions. */
+  get definitions (): AnyTaskDefinition[] {
+    return this.#definitions.all.map(({ definition }) => definition)
   }
 
   /** The captured value of a delivery, if this app can restore it. */

@@ -12,7 +12,7 @@ conformance(async t => {
   return redis && {
     name: 'bullmq',
     engine: () => bullmq(redis),
-    supports: { delay: true, key: true, tx: false, get: true, count: false, find: false, retry: false, cancel: false },
+    supports: { delay: true, key: true, tx: false, get: true, count: true, find: true, retry: true, cancel: true },
     async storeByHand (task, stored) {
       const queue = new Queue(task, { connection: { url: redis.connection }, prefix: redis.prefix })
       await queue.add(task, stored)

@@ -104,7 +104,7 @@ t.test('a job that was cancelled while it waited for its second attempt starts a
   await pool.query(`update ${schema}.job set state = 'retry', started_on = now() where id = $1`, [id])
   t.match(await get(id), { state: 'retrying', attempt: 1 })
   await boss.cancel('work', id)
-  t.match(await get(id), { state: 'abandoned', attempt: 1 })
+  t.match(await get(id), { state: 'skipped', attempt: 1 })
   await boss.resume('work', id)
   t.match(await get(id), { state: 'pending', attempt: 0 })
   await service.worker()

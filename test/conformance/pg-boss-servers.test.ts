@@ -182,7 +182,7 @@ t.test('after app.close() the process ends by itself, in whatever state the conn
     import { pgBoss } from 'fastify-background-tasks/pg-boss'
     const slow = defineTask({ name: 'slow', async handler () { process.send('started'); await new Promise(() => {}) } })
     const app = Fastify()
-    await app.register(backgroundTasks, { tasks: [slow], engine: pgBoss({ connectionString: process.argv[1], schema: process.argv[2] }), enqueueTimeout: 1_000, closeTimeout: 200 })
+    await app.register(backgroundTasks, { tasks: [slow], engine: pgBoss({ connectionString: process.argv[1], schema: process.argv[2] }), enqueueTimeout: Number(process.argv[3]), closeTimeout: 200 })
     await app.ready()
     app.backgroundTasks.enqueue(slow).catch(() => {})
     process.once('message', async () => {
@@ -206,7 +206,7 @@ t.test('after app.close() the process ends by itself, in whatever state the conn
     target.port = String(proxy.port)
     if (state === 'frozen from the start') proxy.freeze()
     if (state === 'refused from the start') proxy.close()
-    const args = ['-u', 'NODE_OPTIONS', process.execPath, '--input-type=module', '-e', program, target.href, `${schema}_${states.findIndex(([name]) => name === state)}`]
+    const args = ['-u', 'NODE_OPTIONS', process.execPath, '--input-type=module', '-e', program, target.href, `${schema}_${states.findIndex(([name]) => name === state)}`, awaited === 'started' ? '30000' : '1000']
     const child = spawn('env', args, { cwd: fileURLToPath(new URL('../..', import.meta.url)), stdio: ['ignore', 'ignore', 'pipe', 'ipc'] })
     t.teardown(() => { child.kill('SIGKILL') })
     const exit = once(child, 'exit')

@@ -9,7 +9,7 @@ conformance(async t => {
   return {
     name: 'pg-boss',
     engine: () => pgBoss({ connectionString, schema }),
-    supports: { delay: true, key: true, tx: true, get: true, count: false, find: false, retry: false, cancel: false },
+    supports: { delay: true, key: true, tx: true, get: true, count: true, find: true, retry: true, cancel: true },
     storeByHand: (task, stored) => sendByHand({ connectionString, schema }, task, stored)
   }
 })

@@ -10,7 +10,7 @@ conformance(async t => {
   return {
     name: 'pg-boss on PGlite',
     engine: () => pgBoss({ db: fromPglite(pglite), options: { backend: 'pglite' } }),
-    supports: { delay: true, key: true, tx: true, get: true, count: false, find: false, retry: false, cancel: false },
+    supports: { delay: true, key: true, tx: true, get: true, count: true, find: true, retry: true, cancel: true },
     storeByHand: (task, stored) => sendByHand({ db: fromPglite(pglite), backend: 'pglite' }, task, stored)
   }
 })

@@ -7,7 +7,7 @@ conformance(async t => {
   return {
     name: 'rabbitmq',
     engine: () => broker.engine(),
-    supports: { delay: true, key: false, tx: false, get: false, count: false, find: false, retry: false, cancel: false },
+    supports: { delay: true, key: false, tx: false, get: false, count: true, find: false, retry: true, cancel: false },
     async storeByHand (task, { payload, headers, requestId }) {
       broker.channel.sendToQueue(`${broker.prefix}.${task}`, Buffer.from(JSON.stringify(payload)), { headers, correlationId: String(requestId) })
     }

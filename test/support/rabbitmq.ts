@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import { connect, type Channel } from 'amqplib'
+import { connect, type Channel, type ChannelModel } from 'amqplib'
 import type { Test } from 'tap'
 import { rabbitmq, type RabbitMqOptions } from '../../lib/engines/rabbitmq/index.js'
 import type { TaskEngine } from '../../lib/index.js'
@@ -9,6 +9,7 @@ export interface OpenRabbitMq {
   readonly url: string
   /** Of the test's own: its queues are gone behind it. */
   readonly prefix: string
+  readonly connection: ChannelModel
   readonly channel: Channel
   engine: (options?: RabbitMqOptions) => TaskEngine
 }
@@ -31,6 +32,7 @@ export async function openRabbitMq (t: Test): Promise<OpenRabbitMq | undefined> 
   return {
     url,
     prefix,
+    connection,
     channel,
     engine (options) {
       const engine = rabbitmq({ url, prefix, ...options })

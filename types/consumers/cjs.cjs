@@ -4,10 +4,12 @@
 const Fastify = require('fastify')
 const backgroundTasks = require('fastify-background-tasks')
 const { addTask } = require('fastify-background-tasks/ambient')
+const taskRoutes = require('fastify-background-tasks/routes')
 const { recordTasks } = require('fastify-background-tasks/testing')
 const { BackgroundTask, backgroundTasks: named, default: byDefault, fastifyBackgroundTasks } = require('fastify-background-tasks')
 
 exports.plugins = [backgroundTasks, named, byDefault, fastifyBackgroundTasks]
+exports.routes = [taskRoutes, taskRoutes.default, taskRoutes.taskRoutes]
 exports.names = Object.keys(backgroundTasks)
 exports.BackgroundTask = BackgroundTask
 
@@ -21,6 +23,7 @@ exports.addHere = addTask
 exports.serve = async function serve (task) {
   const app = Fastify()
   await app.register(backgroundTasks)
+  await app.register(taskRoutes, { prefix: '/tasks', public: true })
   app.get('/', async request => ({ state: request.backgroundTasks.addTask(task).state }))
   const tasks = recordTasks(app)
   await app.inject('/')

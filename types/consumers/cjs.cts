@@ -2,6 +2,7 @@
 import Fastify = require('fastify')
 import backgroundTasks = require('fastify-background-tasks')
 import { addTask } from 'fastify-background-tasks/ambient'
+import taskRoutes = require('fastify-background-tasks/routes')
 import { recordTasks } from 'fastify-background-tasks/testing'
 
 export type Everything = [
@@ -15,6 +16,7 @@ export type Everything = [
 export const plugins = [
   backgroundTasks, backgroundTasks.default, backgroundTasks.backgroundTasks, backgroundTasks.fastifyBackgroundTasks
 ]
+export const routes = [taskRoutes, taskRoutes.default, taskRoutes.taskRoutes]
 export import BackgroundTask = backgroundTasks.BackgroundTask
 
 export function greet (name: string, times = 1): string {
@@ -37,6 +39,8 @@ export async function serve (task: backgroundTasks.BackgroundTask): Promise<back
   const options: backgroundTasks.FastifyBackgroundTasksOptions = { when: 'always', timeout: undefined }
   const app = Fastify()
   await app.register(backgroundTasks, options)
+  const operator: taskRoutes.TaskRoutesOptions = { public: true }
+  await app.register(taskRoutes, { prefix: '/tasks', ...operator })
   app.get('/', async request => {
     const tasks: backgroundTasks.BackgroundTasks = request.backgroundTasks
     tasks.addTask(greet, 'Ann')

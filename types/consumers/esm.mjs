@@ -3,9 +3,11 @@ import Fastify from 'fastify'
 import backgroundTasks, { BackgroundTask, backgroundTasks as named, fastifyBackgroundTasks } from 'fastify-background-tasks'
 import * as namespace from 'fastify-background-tasks'
 import { addTask } from 'fastify-background-tasks/ambient'
+import taskRoutes, { taskRoutes as namedRoutes } from 'fastify-background-tasks/routes'
 import { recordTasks } from 'fastify-background-tasks/testing'
 
 export const plugins = [backgroundTasks, named, fastifyBackgroundTasks, namespace.default, namespace.backgroundTasks]
+export const routes = [taskRoutes, namedRoutes]
 export const names = Object.keys(namespace)
 export { BackgroundTask }
 
@@ -19,6 +21,7 @@ export const addHere = addTask
 export async function serve (task) {
   const app = Fastify()
   await app.register(backgroundTasks)
+  await app.register(taskRoutes, { prefix: '/tasks', public: true })
   app.get('/', async request => ({ state: request.backgroundTasks.addTask(task).state }))
   const tasks = recordTasks(app)
   await app.inject('/')

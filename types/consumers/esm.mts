@@ -1,5 +1,6 @@
 // An ES module that uses the built package: all types, and each value under each of its names.
 import Fastify from 'fastify'
+import taskRoutes, { taskRoutes as namedRoutes, type TaskRoutesOptions } from 'fastify-background-tasks/routes'
 import { recordTasks } from 'fastify-background-tasks/testing'
 import backgroundTasks, { BackgroundTask, backgroundTasks as named, fastifyBackgroundTasks } from 'fastify-background-tasks'
 import type {
@@ -13,6 +14,7 @@ export type Everything = [
 ]
 
 export const plugins = [backgroundTasks, named, fastifyBackgroundTasks]
+export const routes = [taskRoutes, namedRoutes]
 export { BackgroundTask }
 
 export function greet (name: string, times = 1): string {
@@ -33,6 +35,8 @@ export async function serve (task: BackgroundTask): Promise<TaskState> {
   const options: FastifyBackgroundTasksOptions = { when: 'always', timeout: undefined }
   const app = Fastify()
   await app.register(backgroundTasks, options)
+  const operator: TaskRoutesOptions = { public: true }
+  await app.register(taskRoutes, { prefix: '/tasks', ...operator })
   app.get('/', async request => {
     const tasks: BackgroundTasks = request.backgroundTasks
     tasks.addTask(greet, 'Ann')

@@ -62,7 +62,7 @@ export class Connections {
     this.#adopt(client, () => this.#isClosed)
     if (watches) client.on('close', () => { this.#reconnectAll() })
     const duplicate = client.duplicate.bind(client) as (...args: unknown[]) => Client
-    // BullMQ makes a second connection for each worker, on which it waits for jobs.
+    // BullMQ makes a second connection for each worker, on which it waits for jobs, and one for what listens to the events of a queue.
     Object.assign(client, { duplicate: (...args: unknown[]) => this.#openWaiting(client, duplicate, args) })
     return client
   }
@@ -137,17 +137,20 @@ export class Connections {
     // These may not end a wait that is as long as it should be. A wait ends when its connection is lost: ioredis would send the command
     // again, and a timer of BullMQ would outlive `stop`.
     const own: RedisOptions = { commandTimeout: undefined, socketTimeout: undefined, maxRetriesPerRequest: 0 }
+    const connecting = { enableOfflineQueue: true, lazyConnect: false }
     let client: Client
     if (consumer instanceof Cluster) {
       const [nodes, override] = args as [unknown, { redisOptions?: RedisOptions } | undefined]
-      client = duplicate(nodes, { ...override, redisOptions: { ...override?.redisOptions, ...own } })
+      client = duplicate(nodes, { ...override, ...connecting, redisOptions: { ...override?.redisOptions, ...own } })
     } else {
       const retryStrategy = (times: number): number | null => {
         return consumer.status === 'ready' && times > 10 ? REFUSED_MS * (0.5 + Math.random() / 2) : this.#retryMs(times)
       }
-      client = duplicate({ ...args[0] as RedisOptions | undefined, ...own, retryStrategy })
+      client = duplicate({ ...args[0] as RedisOptions | undefined, ...own, ...connecting, failoverDetector: false, retryStrategy })
     }
-    this.#waiting.set(client, this.#opening)
+    if (this.#opening !== '') this.#waiting.set(client, this.#opening)
+    // What listens to events is closed when nobody waits for a result any more.
+    else client.once('end', () => { this.#all.delete(client) })
     return this.#adopt(client, () => this.#hasNoWaits)
   }
 

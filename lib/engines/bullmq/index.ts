@@ -4,19 +4,24 @@
  * @module bullmq
  */
 import { Queue, type JobsOptions } from 'bullmq'
-import type { ChainableCommander } from 'ioredis'
 import { FST_BGT_INVALID_PAYLOAD } from '../../errors.js'
 import { attempt } from '../../foreign.js'
 import { cork } from '../cork.js'
-import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
+import type { Delivery, EngineEvents, Job, JobCounts, JobQuery, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
+import { cancelJob } from './cancelled.js'
 import { answered, CONNECT_MS, Connections, GOODBYE_MS, reconnectIfSilent, SILENCE_MS, type Client } from './connection.js'
-import { JsonData, JsonJob, toJobOptions, type TaskQueue } from './jobs.js'
+import { countJobs } from './counts.js'
+import { findJobs } from './find.js'
+import { JsonData, JsonJob, toJobOptions, type KnownTask, type TaskQueue } from './jobs.js'
+import { addKeyed } from './keyed.js'
 import { checkOptions, type BullMqOptions, type CheckedOptions } from './options.js'
-import { isExpired, readRecord } from './records.js'
+import { putBack } from './put-back.js'
+import { readJobs } from './records.js'
 import { isNeverStored, isNotSent, plainRedisError } from './redis-errors.js'
 import { checkLibrary, LARGE, readServer, SizeLimit } from './server.js'
 import { StalledJobs } from './stalled-jobs.js'
 import { UnservedTasks } from './unserved.js'
+import { watchEnds } from './watch.js'
 import { TaskWorker } from './worker.js'
 
 export type { BullMqOptions } from './options.js'
@@ -26,25 +31,22 @@ export type { BullMqConnection, ClusterNode } from './connection-options.js'
 const MAX_UNCORKED = 8
 /** Milliseconds between two looks for jobs whose process died. */
 const STALLED_MS = 2000
-/** Entries of a queue's stream of events. Nothing here reads them, and they hold the results of jobs. */
+/** Milliseconds for which a server that refused a write counts as away. Nothing else tells when it takes writes again. */
+const REFUSED_MS = 2000
+/** Entries of a queue's stream of events. They are read only while somebody waits for a result, and they hold the results of jobs. */
 const MAX_EVENTS = 10
 
 /**
- * Durable jobs in Redis 6.2 or later, by BullMQ 6. A definition is a queue of its name. Supports `delay`, `key` and `get`.
+ * Durable jobs in Redis 6.2 or later, by BullMQ 6. A definition is a queue of its name. Supports all but `tx`.
  * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
  */
 export function bullmq (options: BullMqOptions = {}): TaskEngine {
   return new BullMqEngine(checkOptions(options))
 }
 
-interface KnownTask {
-  readonly spec: TaskSpec
-  readonly queue: TaskQueue
-}
-
 class BullMqEngine implements TaskEngine {
   readonly name = 'bullmq'
-  readonly supports = { delay: true, key: true, tx: false, get: true, count: false, find: false, retry: false, cancel: false } as const
+  readonly supports = { delay: true, key: true, tx: false, get: true, count: true, find: true, retry: true, cancel: true } as const
   readonly groups = false
   readonly #options: CheckedOptions
   /** Reports an error, unless it follows from an outage that was reported. */
@@ -55,6 +57,8 @@ class BullMqEngine implements TaskEngine {
   #events: EngineEvents | undefined
   /** Whether the producer has lost its connection. */
   #isAway = false
+  /** When the server last refused a write, by `performance.now()`. */
+  #refusedAt = -Infinity
   /** The last error of the producer's connection. */
   #lastError: Error | undefined
   #tasks = new Map<string, KnownTask>()
@@ -63,6 +67,8 @@ class BullMqEngine implements TaskEngine {
   #producer: Client | undefined
   /** What looks at the connections and the jobs again and again. */
   #watches: Array<() => void> = []
+  /** What ends each of the calls of `watch`. */
+  readonly #unwatches = new Set<() => void>()
   #sizes: SizeLimit | undefined
   /** Calls of `enqueue` that have not settled. */
   #enqueueCalls = 0
@@ -73,9 +79,11 @@ class BullMqEngine implements TaskEngine {
 
   async start (tasks: readonly TaskSpec[], events: EngineEvents): Promise<void> {
     this.#isAway = false
+    this.#refusedAt = -Infinity
     this.#lastError = undefined
     this.#connections = new Connections(this.#options.place, error => {
       this.#lastError = error
+      this.#refusedAt = performance.now()
       this.#report(error)
     })
     const producer = this.#connections.open({ rejectsEarly: true })
@@ -133,6 +141,7 @@ class BullMqEngine implements TaskEngine {
         run,
         sizes,
         log: events.log,
+        onCancelled: id => { events.cancelled(spec.name, id) },
         onError: this.#report
       })))
     }
@@ -147,17 +156,45 @@ class BullMqEngine implements TaskEngine {
   }
 
   async get (task: string, id: string): Promise<JobRecord | undefined> {
-    const { spec, queue } = this.#task(task)
-    try {
-      return await readRecord(this.#producer as Client, queue, spec, id)
-    } catch (error) {
-      throw this.#explain(error)
+    return await this.#ask(task, async (redis, known) => (await readJobs(redis, known, [id]))[0]?.record)
+  }
+
+  async count (task: string): Promise<JobCounts> {
+    return await this.#ask(task, countJobs)
+  }
+
+  async find (task: string, query: JobQuery): Promise<readonly JobRecord[]> {
+    return await this.#ask(task, async (redis, known) => await findJobs(redis, known, query))
+  }
+
+  async retry (task: string, id: string): Promise<boolean> {
+    return await this.#ask(task, async (redis, known) => await putBack(redis, known, id))
+  }
+
+  async cancel (task: string, id: string): Promise<boolean> {
+    return await this.#ask(task, async (redis, known) => await cancelJob(redis, known, id))
+  }
+
+  async watch (task: string, onEnd: (ids: readonly string[]) => void): Promise<() => void> {
+    const { queue } = this.#task(task)
+    // Its connection would wait for the server, and be joined by others.
+    if (!this.isConnected) throw this.#explain(undefined)
+    const end = watchEnds(this.#producer as Client, queue, this.#options.prefix, onEnd)
+    const unwatch = (): void => {
+      this.#unwatches.delete(unwatch)
+      end()
     }
+    this.#unwatches.add(unwatch)
+    return unwatch
+  }
+
+  get isConnected (): boolean {
+    return this.#producer?.status === 'ready' && !this.#isAway && performance.now() - this.#refusedAt > REFUSED_MS
   }
 
   async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {
     this.#events = undefined
-    for (const stop of this.#watches) stop()
+    for (const stop of [...this.#watches, ...this.#unwatches]) stop()
     await this.pause()
     await answered(drainMs, Promise.all(this.#workers.map(worker => worker.idle()))).catch(() => {})
     // Jobs that were fetched too late go back to the queue.
@@ -175,6 +212,15 @@ class BullMqEngine implements TaskEngine {
   #explain (error: unknown): Error {
     if (this.#producer?.status === 'ready' && !isNotSent(error)) return plainRedisError(error)
     return new Error(`There is no connection to Redis: ${plainRedisError(this.#lastError ?? error).message}`)
+  }
+
+  async #ask<T> (task: string, question: (redis: Client, known: KnownTask) => Promise<T>): Promise<T> {
+    const known = this.#task(task)
+    try {
+      return await question(this.#producer as Client, known)
+    } catch (error) {
+      throw this.#explain(error)
+    }
   }
 
   #task (name: string): KnownTask {
@@ -211,7 +257,7 @@ class BullMqEngine implements TaskEngine {
     const refusal = data.text.length > LARGE ? await this.#sizes?.refusal('the job', data.text) : undefined
     if (refusal !== undefined) throw new FST_BGT_INVALID_PAYLOAD(job.task, `cannot be stored: ${refusal}`)
     try {
-      if (job.keyed) return await this.#addKeyed(job, data)
+      if (job.keyed) return await addKeyed(this.#producer as Client, this.#task(job.task), job, data, this.#jobOptions(job))
       // `queue.add` also emits an event and opens a span, for 5 % more processor time than a handler of one's own would take.
       await JsonJob.create(this.#task(job.task).queue, job.task, data, this.#jobOptions(job))
       return { id: job.id, duplicate: false }
@@ -224,38 +270,10 @@ class BullMqEngine implements TaskEngine {
     const defaults = this.#options.queue.defaultJobOptions
     return defaults === undefined ? toJobOptions(job) : { ...defaults, ...toJobOptions(job) }
   }
-
-  /** BullMQ does not tell that a job of this id is stored already, so the same transaction asks for it first. */
-  async #addKeyed (job: Job, data: JsonData): Promise<Receipt> {
-    const { id } = job
-    const { spec: { keep }, queue } = this.#task(job.task)
-    const client = await queue.getBackend().client
-    const transaction = client.multi()
-    // The client is ioredis. BullMQ's type of it declares only what BullMQ uses.
-    const reads = transaction as unknown as ChainableCommander
-    reads.exists(queue.toKey(id)).zscore(queue.toKey('completed'), id).zscore(queue.toKey('failed'), id)
-    await new JsonJob(queue, job.task, data, this.#jobOptions(job), id).addJob(transaction)
-    const [exists, succeededAt, failedAt] = await repliesOf(transaction)
-    if (exists === 0) return { id, duplicate: false }
-    // BullMQ removes an expired record only when another job of the queue ends.
-    if (isExpired(succeededAt, keep.succeeded)) await queue.clean(keep.succeeded * 1000, 0, 'completed')
-    else if (isExpired(failedAt, keep.failed)) await queue.clean(keep.failed * 1000, 0, 'failed')
-    else return { id, duplicate: true }
-    return await this.#addKeyed(job, data)
-  }
 }
 
 /** The connections to the nodes of a cluster have a stream each. */
 function corkAll (client: Client): void {
   if (!('nodes' in client)) cork(client.stream)
   else for (const node of client.nodes('master')) if (node.status === 'ready') cork(node.stream)
-}
-
-/** Rejects with the first error of a transaction. */
-async function repliesOf (transaction: { exec: () => Promise<Array<[Error | null, unknown]> | null> }): Promise<unknown[]> {
-  const results = await transaction.exec() ?? []
-  return results.map(([error, reply]) => {
-    if (error !== null) throw error
-    return reply
-  })
 }

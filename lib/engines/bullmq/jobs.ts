@@ -1,11 +1,27 @@
 /** Tasks as jobs of BullMQ: what a job carries, how it is read, and how the error of an attempt is stored. */
 import { Job as BullJob, type JobJson, type JobsOptions, type Queue } from 'bullmq'
-import type { Delivery, Job, Json } from '../engine.js'
+import type { Delivery, Job, Json, TaskSpec } from '../engine.js'
 import { toDelivery as readDelivery, toStoredText, type StoredTask } from '../stored-task.js'
 import { endedAttempts, type Counts } from './attempts.js'
 
 /** A queue of one definition. */
 export type TaskQueue = Queue<StoredTask, Json, string>
+
+/** A definition, with its queue. */
+export interface KnownTask {
+  readonly spec: TaskSpec
+  readonly queue: TaskQueue
+}
+
+/** The key of the cancelled jobs whose record may be kept, with the times of their ends. A job among them is cancelled if it has the same time in `failed`. */
+export function skippedKey (queue: Pick<TaskQueue, 'toKey'>): string {
+  return ownKey(queue, 'skipped')
+}
+
+/** A key that BullMQ does not know. It is the id of no job, the name of no definition, and on the node of the queue's other keys. */
+export function ownKey (queue: Pick<TaskQueue, 'toKey'>, name: string): string {
+  return `${queue.toKey('').slice(0, -1)}~${name}`
+}
 
 /** A job whose data is JSON already. BullMQ would make JSON once more, of what was parsed. */
 export class JsonJob extends BullJob<JsonData | undefined, Json, string> {

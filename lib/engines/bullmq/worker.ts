@@ -1,12 +1,13 @@
 /** The consuming side of the BullMQ engine: one worker per definition. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { Worker, WaitingError, type Job as BullJob, type JobJson, type WorkerOptions } from 'bullmq'
+import { Worker, WaitingError, type Job as BullJob, type JobJson, type Span, type WorkerOptions } from 'bullmq'
 import type { FastifyBaseLogger } from 'fastify'
 import { attempt } from '../../foreign.js'
 import type { Delivery, Json, TaskSpec, Verdict } from '../engine.js'
 import { AttemptFailed, numberedFrom } from './attempts.js'
+import { areCancelled } from './cancelled.js'
 import type { Client } from './connection.js'
-import { countsOf, toDelivery } from './jobs.js'
+import { countsOf, skippedKey, toDelivery } from './jobs.js'
 import { isNotSent } from './redis-errors.js'
 import { LARGE, type SizeLimit } from './server.js'
 
@@ -19,6 +20,11 @@ const CRASH_DETECTION = { lockDuration: 7000, lockRenewTime: 2000, runRetryDelay
 const UNBOUNDED = Number.MAX_SAFE_INTEGER
 /** Milliseconds until something that Redis refused is tried again. */
 const RECOVERY_MS = 1000
+/** BullMQ's codes for a job that is not this worker's any more: it is gone, has no lock, does not run, or has the lock of another. */
+const LOST: readonly unknown[] = [-1, -2, -3, -6]
+
+// A job that was cancelled meanwhile is not among those that run.
+const RESTORE_LOCK = "if redis.call('LPOS', KEYS[2], ARGV[1]) then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3], 'NX') end"
 
 type TaskBullJob = BullJob<unknown, Json>
 
@@ -31,6 +37,8 @@ export interface TaskWorkerOptions {
   readonly run: (delivery: Delivery) => Promise<Verdict>
   readonly sizes: SizeLimit
   readonly log: FastifyBaseLogger
+  /** Tells that a job that runs here was cancelled. */
+  readonly onCancelled: (id: string) => void
   readonly onError: (error: Error) => void
 }
 
@@ -40,17 +48,16 @@ export class TaskWorker extends Worker<unknown, Json, string> {
   readonly #run: (delivery: Delivery) => Promise<Verdict>
   readonly #sizes: SizeLimit
   readonly #log: FastifyBaseLogger
+  readonly #onCancelled: (id: string) => void
   /** Settles when, after `pause`, the last job that was fetched has ended. */
   readonly fetchLoop: Promise<void>
   /** Jobs that run, or whose verdict the server does not know yet. */
   #active = 0
   #onIdle: (() => void) | undefined
-  readonly #onJobEnd = (): void => {
-    this.#active--
-    if (this.#active === 0) this.#onIdle?.()
-  }
+  /** The latest attempt of each job that runs. */
+  readonly #running = new Map<string, TaskBullJob>()
 
-  constructor ({ task, connection, prefix, options, run, sizes, log, onError }: TaskWorkerOptions) {
+  constructor ({ task, connection, prefix, options, run, sizes, log, onCancelled, onError }: TaskWorkerOptions) {
     super(task.name, (job, token = '') => this.#attempt(job, token), {
       ...CRASH_DETECTION,
       ...options,
@@ -70,6 +77,7 @@ export class TaskWorker extends Worker<unknown, Json, string> {
     this.#run = run
     this.#sizes = sizes
     this.#log = log
+    this.#onCancelled = onCancelled
     // BullMQ reports a wait for jobs that was cut off. The connection has reported why.
     this.on('error', error => { if (!isNotSent(error)) onError(error) })
     this.fetchLoop = this.run().catch(onError)
@@ -91,10 +99,36 @@ export class TaskWorker extends Worker<unknown, Json, string> {
 
   /** A job counts as active from its fetch until the server knows what has become of it. */
   override processJob (job: TaskBullJob, token: string, fetchNext?: () => boolean): Promise<void | TaskBullJob> {
+    const { id = '' } = job
+    const earlier = this.#running.get(id)
+    // A job of a key whose job was cancelled: nothing else makes another job of the same id while one runs.
+    if (earlier !== undefined && earlier.timestamp !== job.timestamp) this.#onCancelled(id)
+    this.#running.set(id, job)
     this.#active++
     const ended = super.processJob(job, token, fetchNext)
-    ended.then(this.#onJobEnd, this.#onJobEnd)
+    const onEnd = (): void => { this.#jobEnded(id, job) }
+    ended.then(onEnd, onEnd)
     return ended
+  }
+
+  /** The renewal of a lock also brings the news that the job was cancelled, which took its lock. */
+  override async extendJobLocks (ids: string[], tokens: string[], duration: number): Promise<string[]> {
+    const jobs = ids.map(id => this.#running.get(id))
+    const lost = await super.extendJobLocks(ids, tokens, duration)
+    if (lost.length === 0) return lost
+    const attempts = jobs.filter(job => job !== undefined && lost.includes(job.id ?? '')) as TaskBullJob[]
+    const areLost = await areCancelled(this.#redis, this.toKey(''), skippedKey(this), attempts)
+    const cancelled = attempts.filter((_, i) => areLost[i])
+    for (const job of cancelled) if (this.#running.get(job.id ?? '') === job) this.#onCancelled(job.id ?? '')
+    return lost.filter(id => !cancelled.some(job => job.id === id))
+  }
+
+  protected override handleCompleted (result: Json, job: TaskBullJob, token: string, fetchNext?: () => boolean, span?: Span): Promise<TaskBullJob> {
+    return super.handleCompleted(result, job, token, fetchNext, span).catch((error: unknown) => this.#dropIfCancelled(job, error))
+  }
+
+  protected override handleFailed (failure: Error, job: TaskBullJob, token: string, fetchNext?: () => boolean, span?: Span): Promise<TaskBullJob> {
+    return super.handleFailed(failure, job, token, fetchNext, span).catch((error: unknown) => this.#dropIfCancelled(job, error))
   }
 
   /** BullMQ itself fetches again immediately: 5,700 times per second from a server whose memory is full. */
@@ -121,8 +155,8 @@ export class TaskWorker extends Worker<unknown, Json, string> {
       case 'done':
         return verdict.result === null ? null : await this.#toKept(verdict.result, job)
       case 'cancelled':
-        job.opts.attempts = 0
-        throw new AttemptFailed({ name: 'FastifyError', message: 'It was cancelled', code: 'FST_BGT_CANCELLED' }, { attempt: Math.min(delivery.attempt, this.#task.attempts), made, from: [made, counts.stalled] })
+        // The job has ended, and BullMQ is to do nothing about it.
+        throw new WaitingError()
       case 'released':
         await job.moveToWait(token)
         throw new WaitingError()
@@ -150,7 +184,26 @@ export class TaskWorker extends Worker<unknown, Json, string> {
    * job by now. Otherwise the job would start again, and block again, until its attempts are used up.
    */
   async #restoreLock (job: TaskBullJob, token: string): Promise<void> {
-    await this.#redis.set(`${this.toKey(job.id ?? '')}:lock`, token, 'PX', this.opts.lockDuration as number, 'NX')
+    const { id = '' } = job
+    await this.#redis.eval(RESTORE_LOCK, 2, `${this.toKey(id)}:lock`, this.toKey('active'), id, token, this.opts.lockDuration as number)
+  }
+
+  /** What has become of an attempt changes nothing any more if the job was cancelled meanwhile. */
+  async #dropIfCancelled (job: TaskBullJob, error: unknown): Promise<TaskBullJob> {
+    if (!LOST.includes((error as { code?: unknown }).code)) throw error
+    const [isCancelled = false] = await areCancelled(this.#redis, this.toKey(''), skippedKey(this), [job])
+    if (!isCancelled) throw error
+    // BullMQ takes it for no next job.
+    return undefined as unknown as TaskBullJob
+  }
+
+  #jobEnded (id: string, job: TaskBullJob): void {
+    const latest = this.#running.get(id)
+    if (latest === job) this.#running.delete(id)
+    // BullMQ stops to renew the lock of a job by its id, which is that of the latest one, too.
+    else if (latest?.token !== undefined) this.lockManager.trackJob(id, latest.token, Date.now())
+    this.#active--
+    if (this.#active === 0) this.#onIdle?.()
   }
 }
 

@@ -2,7 +2,8 @@ import type { Delivery, TaskSpec, Verdict } from '../engine.js'
 import { boundedDelay, type FetchedJob, toDelivery } from './jobs.js'
 import type { PgBossServer } from './server.js'
 import { PgBossSettler } from './settler.js'
-import { keepTimes, type Settlement } from './statements.js'
+import { type Fate, keepTimes, type Settlement, type Start } from './statements.js'
+import { isObject } from '../stored-task.js'
 import { toOutput } from './values.js'
 
 /**
@@ -19,12 +20,24 @@ const STALE_MS = 200
 const SLOW_MS = 1_000
 /** Most jobs whose verdicts the server does not know. At this number no more are taken. */
 const MAX_UNSETTLED = 2_000
+/** Seconds: a record that is kept for less may be gone before a worker looks for it. */
+const SHORT_KEEP = 10
+/** Milliseconds until a job is looked at again whose start before this one has not ended here. */
+const AGAIN_MS = 100
 
 /** A job that this process has taken, and has not settled. */
 interface TakenJob {
   readonly job: FetchedJob
   /** The time of its fetch, and after its start the time of its start. */
   since: number
+}
+
+/** What a consumer also tells its worker. */
+export interface ConsumerEvents {
+  /** These starts may have been cancelled. */
+  readonly onMentioned?: (starts: readonly Start[]) => void
+  /** The server knows these verdicts now. */
+  readonly onSettled?: (settlements: readonly Settlement[]) => void
 }
 
 /**
@@ -37,7 +50,8 @@ export class PgBossConsumer {
   readonly #run: (delivery: Delivery) => Promise<Verdict>
   readonly #settler: PgBossSettler
   readonly #keep: TaskSpec['keep']
-  readonly #running = new Set<TakenJob>()
+  /** By id, or by itself where a job that counted as lost has started here once more. */
+  readonly #running = new Map<unknown, TakenJob>()
   #waiting: TakenJob[] = []
   /** Milliseconds that a job lasts, as an average of the last ones. */
   #duration = SLOW_MS
@@ -46,16 +60,21 @@ export class PgBossConsumer {
   #mayHaveJobs = false
   #isFetching = false
   #isPaused = false
+  /** Ids of which somebody has said, during a fetch, that they were cancelled. */
+  readonly #mentioned = new Set<string>()
+  readonly #onMentioned: ConsumerEvents['onMentioned']
   #staleTimer: NodeJS.Timeout | undefined
   #onChange: (() => void) | undefined
 
   /** @param onReturned called when a job was returned to its queue, and is due again in so many milliseconds */
-  constructor (spec: TaskSpec, server: PgBossServer, run: (delivery: Delivery) => Promise<Verdict>, onReturned: (ms: number) => void) {
+  constructor (spec: TaskSpec, server: PgBossServer, run: (delivery: Delivery) => Promise<Verdict>, onReturned: (ms: number) => void, { onMentioned, onSettled }: ConsumerEvents = {}) {
+    this.#onMentioned = onMentioned
     this.#spec = spec
     this.#server = server
     this.#run = run
     this.#keep = keepTimes(spec.keep)
     this.#settler = new PgBossSettler(spec.name, server, settlements => {
+      onSettled?.(settlements)
       for (const { delay } of settlements) if (delay !== undefined) onReturned(delay)
       // The limit of unsettled jobs may have stopped the fetching.
       this.#fill()
@@ -92,9 +111,45 @@ export class PgBossConsumer {
   }
 
   /** The jobs that run, except those that have just started. */
-  running (olderThanMs: number): Array<{ readonly name: string, readonly id: string, readonly retryCount: number }> {
+  running (olderThanMs: number): Start[] {
     const limit = performance.now() - olderThanMs
-    return Array.from(this.#running).filter(({ since }) => since <= limit).map(({ job: { id, retryCount } }) => ({ name: this.name, id, retryCount }))
+    return Array.from(this.#running.values()).filter(({ since }) => since <= limit).map(({ job }) => this.#toStart(job))
+  }
+
+  /** Somebody has said that this job was cancelled. It may be another one by now, because its key is free. */
+  mention (id: string): void {
+    const starts = [...this.#running.values(), ...this.#waiting].filter(({ job }) => job.id === id).map(({ job }) => this.#toStart(job))
+    if (starts.length > 0) this.#onMentioned?.(starts)
+    else if (this.#isFetching) this.#mentioned.add(id)
+  }
+
+  /**
+   * Stops a job if it was cancelled, as the server says.
+   * @param fate undefined if there is no such job any more
+   * @param isMentioned whether somebody has said that it was cancelled
+   */
+  learn ({ id, start }: Start, fate: Fate | undefined, isMentioned: boolean): void {
+    const isIt = ({ job }: TakenJob): boolean => job.id === id && job.expireInSeconds === start
+    const running = Array.from(this.#running.values()).find(isIt)
+    const taken = running ?? this.#waiting.find(isIt)
+    if (taken === undefined || !this.#isCancelled(taken, fate, isMentioned)) return
+    if (running !== undefined) return this.#server.cancelled(this.name, id)
+    this.#waiting = this.#waiting.filter(waiting => waiting !== taken)
+    this.#fill()
+  }
+
+  /** A job that was lost in a failover, or that another process has started because this one was silent, was not cancelled. */
+  #isCancelled ({ job: { data, expireInSeconds } }: TakenJob, fate: Fate | undefined, isMentioned: boolean): boolean {
+    if (fate === undefined) return isMentioned || this.#keep.failed <= SHORT_KEEP
+    const { state, start, isPutBack, enqueuedAt } = fate
+    const isLast = start === expireInSeconds
+    if (state === 'cancelled' || (isMentioned && !(isLast && state === 'active'))) return true
+    // It was cancelled and put back, or its key was free and was stored again.
+    return (isLast && isPutBack) || JSON.stringify(enqueuedAt ?? null) !== JSON.stringify((isObject(data) ? data['enqueuedAt'] : undefined) ?? null)
+  }
+
+  #toStart ({ id, expireInSeconds: start }: FetchedJob): Start {
+    return { name: this.name, id, start }
   }
 
   close (): void {
@@ -131,6 +186,9 @@ export class PgBossConsumer {
       await this.#server.pause()
     }
     this.#isFetching = false
+    const mentioned = Array.from(this.#mentioned)
+    this.#mentioned.clear()
+    for (const id of mentioned) this.mention(id)
     this.#fill()
     this.#changed()
   }
@@ -147,14 +205,26 @@ export class PgBossConsumer {
     while (this.#running.size < this.#spec.concurrency) {
       const taken = this.#waiting.shift()
       if (taken === undefined) return
+      const { job } = taken
+      const before = this.#running.get(job.id)
+      if (before !== undefined && job.retryCount <= before.job.retryCount) {
+        this.#returnUntilEnded(job)
+        continue
+      }
       taken.since = performance.now()
-      this.#running.add(taken)
-      void this.#run(toDelivery(this.name, taken.job)).then(verdict => { this.#ended(taken, verdict) })
+      this.#running.set(before === undefined ? job.id : taken, taken)
+      void this.#run(toDelivery(this.name, job)).then(verdict => { this.#ended(taken, verdict) })
     }
   }
 
+  /** A job was cancelled and put back, or its key was stored again, before this process heard of it. Its earlier start runs here. */
+  #returnUntilEnded (job: FetchedJob): void {
+    this.#server.cancelled(this.name, job.id)
+    this.#settler.add({ ...this.#toSettlement(job, { kind: 'released' }), delay: AGAIN_MS })
+  }
+
   #ended (taken: TakenJob, verdict: Verdict): void {
-    this.#running.delete(taken)
+    this.#running.delete(this.#running.get(taken.job.id) === taken ? taken.job.id : taken)
     this.#duration += (performance.now() - taken.since - this.#duration) / 16
     this.#settler.add(this.#toSettlement(taken.job, verdict))
     this.#startWaiting()
@@ -174,13 +244,13 @@ export class PgBossConsumer {
     for (const { job } of jobs) this.#settler.add(this.#toSettlement(job, { kind: 'released' }))
   }
 
-  #toSettlement ({ id, retryCount: attemptsBefore }: FetchedJob, verdict: Verdict): Settlement {
+  #toSettlement ({ id, retryCount: attemptsBefore, expireInSeconds: start }: FetchedJob, verdict: Verdict): Settlement {
     switch (verdict.kind) {
-      case 'done': return { id, attemptsBefore, state: 'completed', output: toOutput(verdict.result), keep: this.#keep.succeeded }
-      case 'failed': return { id, attemptsBefore, state: 'failed', output: toOutput({ ...verdict.error }), keep: this.#keep.failed }
-      case 'retry': return { id, attemptsBefore, state: 'retry', output: toOutput({ ...verdict.error }), delay: boundedDelay(verdict.delayMs) }
-      case 'cancelled': return { id, attemptsBefore, state: 'failed', output: toOutput({ name: 'FastifyError', message: 'It was cancelled', code: 'FST_BGT_CANCELLED' }), keep: this.#keep.failed }
-      case 'released': return { id, attemptsBefore, state: attemptsBefore > 0 ? 'retry' : 'created', uncounted: true }
+      case 'done': return { id, start, state: 'completed', output: toOutput(verdict.result), keep: this.#keep.succeeded }
+      case 'failed': return { id, start, state: 'failed', output: toOutput({ ...verdict.error }), keep: this.#keep.failed }
+      case 'retry': return { id, start, state: 'retry', output: toOutput({ ...verdict.error }), delay: boundedDelay(verdict.delayMs) }
+      case 'cancelled': return { id, start, state: 'cancelled', keep: this.#keep.failed }
+      case 'released': return { id, start, state: attemptsBefore > 0 ? 'retry' : 'created', uncounted: true }
     }
   }
 

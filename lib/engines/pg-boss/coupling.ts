@@ -1,14 +1,14 @@
 /** What this adapter uses of pg-boss that pg-boss does not promise, and the check at the start that it is there. See docs/architecture.md. */
 import { type Db, getConstructionPlans } from 'pg-boss'
 import type { Pool } from './pool.js'
-import { fetchAnew, insertWithin, LOCK_MS } from './texts.js'
+import { cancelKeeping, fetchAnew, freeingKeys, insertWithin, LOCK_MS, retryAnew } from './texts.js'
 
 /** The version of pg-boss's tables that this adapter was tested with. It is that of pg-boss 12.38. */
 const TESTED = 46
 const KNOWN = `this package knows pg-boss 12.38, which has version ${TESTED}`
 
 /** Of the table `job`. */
-const COLUMNS = ['id', 'name', 'data', 'state', 'blocked', 'retry_limit', 'retry_count', 'start_after', 'started_on', 'completed_on', 'expire_seconds', 'heartbeat_on', 'heartbeat_seconds', 'deletion_seconds', 'output']
+const COLUMNS = ['id', 'name', 'data', 'state', 'blocked', 'retry_limit', 'retry_count', 'start_after', 'created_on', 'started_on', 'completed_on', 'expire_seconds', 'heartbeat_on', 'heartbeat_seconds', 'deletion_seconds', 'output']
 const STATES = ['created', 'retry', 'active', 'completed', 'cancelled', 'failed']
 
 /**
@@ -29,6 +29,11 @@ export async function checkCoupling (pool: Pool, schema: string, queue: string |
   ]
   if (missing.length > 0) throw new Error(`pg-boss lacks what this package uses of it (${missing.join(', ')}): ${versions}; ${KNOWN}`)
   return version === TESTED ? undefined : `${versions}: ${KNOWN}. What this package uses is there`
+}
+
+/** How many jobs a call of pg-boss has changed. Its types do not say that it tells. */
+export function affectedBy (response: object): number {
+  return Number((response as { affected?: unknown }).affected)
 }
 
 /** The version of the tables that the installed pg-boss makes. Its plan for them says it. */
@@ -58,13 +63,17 @@ async function read (db: Db, schema: string): Promise<Found> {
 /** The statements of pg-boss that this adapter changes, if they are no more as it knows them. Nothing is sent to the server. */
 async function missingTexts (pool: Pool, queue: string): Promise<string[]> {
   const missing: string[] = []
-  const expecting = (name: string, change: (text: string) => string): Db => ({
+  const expecting = (name: string, change: (text: string) => string, rows: unknown[] = []): Db => ({
     async executeSql (text) {
       if (change(text) === text) missing.push(`${name} of a known text`)
-      return { rows: [] }
+      return { rows }
     }
   })
   await pool.boss.fetch(queue, { db: expecting('fetch', fetchAnew) })
   await pool.boss.insert(queue, [], { db: expecting('insert', text => insertWithin(LOCK_MS.keys, text)) })
+  await pool.boss.insert(queue, [], { db: expecting('insert of keys', text => freeingKeys(LOCK_MS.keys, text)) })
+  const cancelled = await pool.boss.cancel(queue, 'none', { db: expecting('cancel', text => cancelKeeping(1, text), [{ count: 1 }]) })
+  const retried = await pool.boss.retry(queue, 'none', { db: expecting('retry', retryAnew, [{ count: 1 }]) })
+  if (affectedBy(cancelled) !== 1 || affectedBy(retried) !== 1) missing.push('the number of affected jobs')
   return missing
 }

@@ -9,11 +9,13 @@ import { PgBoss } from 'pg-boss'
 import type { ConstructorOptions } from 'pg-boss' with { 'resolution-mode': 'import' }
 import { FST_BGT_INVALID_OPTION, FST_BGT_INVALID_PAYLOAD } from '../../errors.js'
 import { check, NAME, OBJECT, SECRET_OBJECT, type Rules } from '../../rules.js'
-import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
+import type { Delivery, EngineEvents, Job, JobCounts, JobQuery, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
 import { messageOf } from '../plain-error.js'
 import { isUnstorable } from './errors.js'
-import { toInsert, toRecord } from './jobs.js'
+import { EndListener } from './ends.js'
+import { addedAt, toInsert, toRecord } from './jobs.js'
 import { Holds } from './holds.js'
+import { cancelJob, countJobs, findRecords, isJobId, retryJob } from './operations.js'
 import { PgBossServer } from './server.js'
 import { LOCK_MS } from './texts.js'
 import { PgBossWorker } from './worker.js'
@@ -68,7 +70,7 @@ const RULES: Rules = {
 }
 
 /**
- * Durable jobs in PostgreSQL 13 or later, by pg-boss 12. A definition is a queue of its name. Supports `delay`, `key`, `tx` and `get`.
+ * Durable jobs in PostgreSQL 13 or later, by pg-boss 12. A definition is a queue of its name. Supports everything.
  *
  * A stored job is `{ payload, enqueuedAt?, headers?, requestId? }`: `boss.send('send-email', { payload })` of any other process
  * makes one too. `id` and `attempt` are the job's own, in pg-boss's columns.
@@ -90,12 +92,13 @@ export function pgBoss (options: PgBossOptions): TaskEngine<PgBossTx> {
 
 class PgBossEngine implements TaskEngine<PgBossTx> {
   readonly name = 'pg-boss'
-  readonly supports = { delay: true, key: true, tx: true, get: true, count: false, find: false, retry: false, cancel: false }
+  readonly supports = { delay: true, key: true, tx: true, get: true, count: true, find: true, retry: true, cancel: true }
   readonly groups = true
   readonly #config: ConstructorOptions
   #tasks: readonly TaskSpec[] = []
   #server: PgBossServer | undefined
   #worker: PgBossWorker | undefined
+  #ends: EndListener | undefined
   readonly #holds = new Holds()
   /** Ids of jobs that were stored by a call that rejected, because of others. They are stored again, and are no duplicates. */
   readonly #unreported = new Set<string>()
@@ -150,10 +153,38 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
   }
 
   async get (task: string, id: string): Promise<JobRecord | undefined> {
-    // The server would refuse any other id, and quote it.
-    if (!/^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i.test(id)) return undefined
+    if (!isJobId(id)) return undefined
     const job = await this.#running().find(task, id)
-    return job === undefined ? undefined : toRecord(task, this.#tasks.find(({ name }) => name === task)?.attempts ?? Infinity, job)
+    return job === undefined ? undefined : toRecord(task, this.#specOf(task).attempts, job, addedAt(job.data, job.createdOn))
+  }
+
+  async count (task: string): Promise<JobCounts> {
+    return await countJobs(this.#running(), this.#specOf(task))
+  }
+
+  async find (task: string, query: JobQuery): Promise<readonly JobRecord[]> {
+    return await findRecords(this.#running(), this.#specOf(task), query)
+  }
+
+  async retry (task: string, id: string): Promise<boolean> {
+    const isPutBack = isJobId(id) && await retryJob(this.#running(), task, id)
+    if (isPutBack) this.#worker?.jobPutBack(task)
+    return isPutBack
+  }
+
+  async cancel (task: string, id: string): Promise<boolean> {
+    const isCancelled = isJobId(id) && await cancelJob(this.#running(), this.#specOf(task), id)
+    if (isCancelled) this.#worker?.jobCancelled(task, id)
+    return isCancelled
+  }
+
+  async watch (task: string, onEnd: (ids: readonly string[]) => void): Promise<() => void> {
+    this.#ends ??= new EndListener(this.#running())
+    return await this.#ends.watch(task, onEnd)
+  }
+
+  get isConnected (): boolean {
+    return this.#server?.reach.isReachable === true
   }
 
   async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {
@@ -161,11 +192,13 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     const worker = this.#worker
     this.#server = undefined
     this.#worker = undefined
+    this.#ends?.close()
+    this.#ends = undefined
     await worker?.stop(drainMs)
     await server?.close()
   }
 
-  /** pg-boss leaves out jobs whose id exists, in whatever state. The ids of the others are added to `stored`. */
+  /** Jobs are left out whose id exists and was not cancelled. The ids of the others are added to `stored`. */
   async #insert (task: string, jobs: readonly Job[], tx: PgBossTx | undefined, stored: Set<string>): Promise<void> {
     // Two processes that store the same keys in different orders would lock each other out.
     const isKeyed = jobs.some(({ keyed }) => keyed)
@@ -174,11 +207,21 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     if (jobs.some(({ text }) => text.length > MAX_BYTES / 3 && Buffer.byteLength(text) > MAX_BYTES)) throw new FST_BGT_INVALID_PAYLOAD(task, 'cannot be stored by PostgreSQL: it is larger than 256 MB')
     try {
       for (const id of await this.#running().insert(task, inOrder.map(toInsert), lockMs, tx)) stored.add(id)
+      // The others may be cancelled. New keys do not pay for this.
+      const others = inOrder.filter(({ id }) => !stored.has(id.toLowerCase()))
+      if (others.length === 0) return
+      for (const id of await this.#running().insert(task, others.map(toInsert), lockMs, tx, true)) stored.add(id)
     } catch (error) {
       if (tx === undefined) this.#holds.note(jobs, error)
       if (!isUnstorable(error)) throw error
       throw new FST_BGT_INVALID_PAYLOAD(task, `cannot be stored by PostgreSQL: ${messageOf(error)}`)
     }
+  }
+
+  #specOf (task: string): TaskSpec {
+    const spec = this.#tasks.find(({ name }) => name === task)
+    if (spec === undefined) throw new Error(`the engine does not know the definition "${task}"`)
+    return spec
   }
 
   #running (): PgBossServer {

@@ -2,7 +2,7 @@
 import type { JobInsert, JobWithMetadata } from 'pg-boss'
 import { readOr } from '../../foreign.js'
 import type { Delivery, Job, JobError, JobRecord, JobState, Json } from '../engine.js'
-import { enqueuedAtOf, isObject, readJobError, type StoredTask, toDelivery as readDelivery, toIso, toStored, toStoredText } from '../stored-task.js'
+import { enqueuedAtOf, isObject, readJobError, type StoredTask, timeOf, toDelivery as readDelivery, toIso, toStored, toStoredText } from '../stored-task.js'
 import { RETRY_LIMIT } from './texts.js'
 import { fromOutput, inKeyOrder, isStorable, keyOrder, MARK, parse } from './values.js'
 
@@ -12,7 +12,12 @@ export interface FetchedJob {
   readonly data: unknown
   /** Attempts before this one. */
   readonly retryCount: number
+  /** The mark of this start, see `fetchAnew`. */
+  readonly expireInSeconds: number
 }
+
+/** What a record is made of. */
+export type StoredJob = Pick<JobWithMetadata<unknown>, 'id' | 'state' | 'retryCount' | 'retryLimit' | 'startAfter' | 'startedOn' | 'completedOn' | 'createdOn' | 'output'>
 
 /** Milliseconds: 30,000 years. Postgres knows times of a little more than that. */
 const MAX_DELAY_MS = 1e15
@@ -63,14 +68,27 @@ function fromData (data: unknown): unknown {
   return stored
 }
 
-/** @param attempts the most attempts of the definition. A job whose process died at the last one is handed out once more, to be failed. */
-export function toRecord (task: string, attempts: number, job: JobWithMetadata<unknown>): JobRecord {
+/**
+ * When a task was added, in milliseconds since the epoch, and at the latest when it was stored: the clock of an app may be ahead of the server's,
+ * and other programs store what they like. `ADDED_AT` says the same to the server.
+ */
+export function addedAt (data: unknown, createdOn: unknown): number {
+  const stored = new Date(createdOn as Date).getTime()
+  const added = isObject(data) && typeof data[MARK] === 'string' ? timeOf(data['enqueuedAt']) : enqueuedAtOf(data)
+  return Math.min(added ?? stored, stored)
+}
+
+/**
+ * @param attempts the most attempts of the definition. A job whose process died at the last one is handed out once more, to be failed
+ * @param added when the task was added, in milliseconds since the epoch
+ */
+export function toRecord (task: string, attempts: number, job: StoredJob, added: number, now = Date.now()): JobRecord {
   const isPutBack = job.state === 'created' || (job.state === 'retry' && job.retryLimit > RETRY_LIMIT)
   // An attempt that was returned to the engine leaves no start.
   const started = isPutBack ? undefined : toIso(job.startedOn)
   const attempt = isPutBack ? 0 : Math.min(job.retryCount + (started === undefined ? 0 : 1), attempts)
-  const state = toState(job, attempt)
-  const finished = state === 'succeeded' || state === 'failed' || state === 'abandoned' ? toIso(job.completedOn) : undefined
+  const state = toState(job, attempt, now)
+  const finished = state === 'succeeded' || state === 'failed' || state === 'skipped' ? toIso(job.completedOn) : undefined
   // Drivers differ in what they make of a JSON column.
   const output = fromOutput(job.output)
   return {
@@ -78,7 +96,7 @@ export function toRecord (task: string, attempts: number, job: JobWithMetadata<u
     name: task,
     state,
     attempt,
-    enqueuedAt: toIso(enqueuedAtOf(fromData(job.data))) ?? toIso(job.createdOn) ?? new Date(0).toISOString(),
+    enqueuedAt: toIso(added) ?? new Date(0).toISOString(),
     ...(started !== undefined && { startedAt: started }),
     ...(finished !== undefined && { finishedAt: finished }),
     ...((state === 'failed' || state === 'retrying') && { error: toError(output) }),
@@ -86,14 +104,18 @@ export function toRecord (task: string, attempts: number, job: JobWithMetadata<u
   }
 }
 
-function toState ({ state, startAfter }: JobWithMetadata<unknown>, attempt: number): JobState {
+/** The payload of a job, whoever wrote it. */
+export function payloadOf (task: string, id: string, data: unknown): unknown {
+  return readDelivery(task, id, 1, fromData(data)).payload
+}
+
+function toState ({ state, startAfter }: StoredJob, attempt: number, now: number): JobState {
   switch (state) {
     case 'active': return 'running'
     case 'completed': return 'succeeded'
     case 'failed': return 'failed'
-    // Somebody has cancelled the job in pg-boss.
-    case 'cancelled': return 'abandoned'
-    default: return attempt > 0 ? 'retrying' : new Date(startAfter).getTime() > Date.now() ? 'delayed' : 'pending'
+    case 'cancelled': return 'skipped'
+    default: return attempt > 0 ? 'retrying' : new Date(startAfter).getTime() > now ? 'delayed' : 'pending'
   }
 }
 

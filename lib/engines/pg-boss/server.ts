@@ -9,8 +9,9 @@ import { isOutage, isQueueGone, isReadOnly, plainPgError } from './errors.js'
 import type { FetchedJob } from './jobs.js'
 import { CONNECT_MS, Pool, type PoolOwner } from './pool.js'
 import { declareQueues } from './queues.js'
-import { IN_INDEX_ORDER } from './statements.js'
-import { fetchAnew, insertWithin } from './texts.js'
+import { Reach } from './reach.js'
+import { IN_INDEX_ORDER, NOTIFY } from './statements.js'
+import { fetchAnew, insertChange } from './texts.js'
 
 /** Milliseconds of silence after which a start is given up. The first start creates the schema, and a later one may change it. */
 const SILENCE_MS = 30_000
@@ -37,6 +38,8 @@ export class PgBossServer {
   /** The same as `web` until a worker is started, and always where the user's executor is used. */
   #worker: Pool
   readonly #closing = new AbortController()
+  /** Whether the server can be reached. */
+  readonly reach: Reach
   #isOut = false
   #failedAt = -Infinity
   /** When all connections were last replaced. */
@@ -49,8 +52,14 @@ export class PgBossServer {
     this.#tasks = tasks
     this.#owner = {
       failed: error => { this.report(error) },
-      succeeded: since => { if (since > this.#failedAt) this.#isOut = false },
-      replaced: async (error, since) => await this.#areReplaced(error, since),
+      succeeded: since => {
+        this.reach.succeeded(since)
+        if (since > this.#failedAt) this.#isOut = false
+      },
+      replaced: async (error, since) => {
+        this.reach.failed()
+        return await this.#areReplaced(error, since)
+      },
       warn: message => {
         if (!this.closing.aborted) attempt(() => { events.log.warn(`background task engine "pg-boss": ${message}`) })
       }
@@ -58,6 +67,12 @@ export class PgBossServer {
     const sweep = sweepSeconds(tasks)
     this.#config = { maintenanceIntervalSeconds: sweep, superviseIntervalSeconds: Math.min(sweep, 60), ...config }
     this.web = this.#worker = new Pool(this.#config, REQUEST_MS, this.#owner)
+    this.reach = new Reach(async () => {
+      await this.web.ask(async boss => {
+        const { rows: [row] } = await boss.getDb().executeSql('SELECT current_setting(\'transaction_read_only\') AS "readOnly"')
+        if ((row as { readOnly: unknown }).readOnly === 'on') throw Object.assign(new Error('read-only'), { code: '25006' })
+      }, CONNECT_MS)
+    })
   }
 
   /** Aborts when the server is closed. */
@@ -106,12 +121,17 @@ export class PgBossServer {
    * Stores jobs, except those whose id is stored already.
    * @param lockMs milliseconds to wait for a lock of another transaction
    * @param tx the caller's transaction
+   * @param freesKeys whether jobs take the place of cancelled ones of the same id
    * @returns the ids of the jobs that are new
    */
-  async insert (queue: string, jobs: JobInsert[], lockMs: number, tx?: Db): Promise<readonly string[]> {
-    if (tx !== undefined) return await this.#insertWith(tx, queue, jobs)
-    const { db } = this.web
-    const limited: Db = { executeSql: (text, values) => db.executeSql(insertWithin(lockMs, text), values) }
+  async insert (queue: string, jobs: JobInsert[], lockMs: number, tx?: Db, freesKeys = false): Promise<readonly string[]> {
+    const ids = freesKeys ? [`{${jobs.map(({ id }) => id).join(',')}}`] : []
+    const changed = (db: Db, ms: number | undefined): Db => {
+      const change = insertChange(ms, freesKeys)
+      return { executeSql: (text, values = []) => db.executeSql(change(text), [...values, ...ids]) }
+    }
+    if (tx !== undefined) return await this.#insertWith(freesKeys ? changed(tx, undefined) : tx, queue, jobs)
+    const limited = changed(this.web.db, lockMs)
     const insert = async (): Promise<string[]> => await this.web.ask(boss => boss.insert(queue, jobs, { returnId: true, db: limited }), REQUEST_MS) ?? []
     try {
       return await insert()
@@ -128,6 +148,22 @@ export class PgBossServer {
     return job
   }
 
+  /** Runs a statement for an operator. Its plan depends on its values, so it is not kept. */
+  async ask (text: string, values: unknown[]): Promise<unknown[]> {
+    const { rows } = await this.web.ask(() => this.web.executeOnce(text, values))
+    return rows
+  }
+
+  /** Tells something to the processes that listen on a channel. */
+  async notify (channel: string, messages: readonly string[]): Promise<void> {
+    await this.#worker.ask(() => this.#worker.db.executeSql(NOTIFY, [channel, messages]), CALL_MS)
+  }
+
+  /** Tells the core that a job that runs here was cancelled. */
+  cancelled (queue: string, id: string): void {
+    attempt(() => { this.#events.cancelled(queue, id) })
+  }
+
   /** Runs a statement of the worker whose plan is worth keeping, because it is run again and again. */
   async query (text: string, values: unknown[]): Promise<unknown[]> {
     const { rows } = await this.#worker.ask(() => this.#worker.db.executeSql(text, values), CALL_MS)
@@ -139,12 +175,17 @@ export class PgBossServer {
     return await pool.ask(boss => boss.fetch<unknown>(queue, { batchSize, db: fetching(pool) }), CALL_MS)
   }
 
-  /** Listens on pg-boss's channel, over a connection of its own, which pg-boss restores by itself. What it resolves to never rejects. */
-  async listen (onQueue: (queue: string) => void, onReconnect: () => void): Promise<{ close(): Promise<void> } | undefined> {
+  /** The channel where workers tell which jobs have ended, while somebody waits for one. */
+  get endsChannel (): string {
+    return `${this.channel}_ends`
+  }
+
+  /** Listens on a channel, over a connection of its own, which pg-boss restores by itself. What it resolves to never rejects. */
+  async listen (channel: string, onMessage: (message: string) => void, onReconnect: () => void): Promise<{ close(): Promise<void> } | undefined> {
     let isLate = false
     try {
       return await this.#worker.ask(async boss => {
-        const found = await boss.getDb().listen?.(this.channel, onQueue, onReconnect)
+        const found = await boss.getDb().listen?.(channel, onMessage, onReconnect)
         if (found === undefined) return undefined
         const subscription = {
           async close () {
@@ -165,6 +206,7 @@ export class PgBossServer {
   report (error: unknown): void {
     if (this.closing.aborted) return
     if (isOutage(error)) {
+      this.reach.look()
       this.#failedAt = performance.now()
       if (this.#isOut) return
       this.#isOut = true

@@ -1,6 +1,6 @@
 import { isLocked, refusesValue } from './errors.js'
 import type { PgBossServer } from './server.js'
-import { NOTIFY, settle, type Settlement } from './statements.js'
+import { settle, type Settlement } from './statements.js'
 
 /** Most verdicts of one statement. */
 const MAX_BATCH = 1_000
@@ -122,6 +122,6 @@ export class PgBossSettler {
 
   /** Tells other processes of a job that was returned. Without this they find it half a second later, when they poll. */
   async #notify (): Promise<void> {
-    await this.#server.query(NOTIFY, [this.#server.channel, this.#queue]).catch(() => {})
+    await this.#server.notify(this.#server.channel, [this.#queue]).catch(() => {})
   }
 }

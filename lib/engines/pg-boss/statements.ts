@@ -3,7 +3,7 @@
  * job as the calls of pg-boss would.
  */
 import type { TaskSpec } from '../engine.js'
-import { ENDED_LIMIT, limitingLocks, LOCK_MS } from './texts.js'
+import { ENDED_LIMIT, limitingLocks, LOCK_MS, RETRY_LIMIT } from './texts.js'
 
 /** Seconds without a sign of life after which a job's process may be dead. */
 const LOST_SECONDS = 10
@@ -11,9 +11,9 @@ const LOST_SECONDS = 10
 /** A verdict, as the statement of `settle` takes it. */
 export interface Settlement {
   readonly id: string
-  /** Attempts before the one that is settled. */
-  readonly attemptsBefore: number
-  readonly state: 'created' | 'retry' | 'completed' | 'failed'
+  /** The mark of the start that is settled. */
+  readonly start: number
+  readonly state: 'created' | 'retry' | 'completed' | 'cancelled' | 'failed'
   /** A result or an error. If undefined, what is stored stays. */
   readonly output?: unknown
   /** Milliseconds until the job may start again. */
@@ -22,6 +22,14 @@ export interface Settlement {
   readonly keep?: number
   /** The attempt does not count. */
   readonly uncounted?: true
+}
+
+/** A start of a job, which this process has fetched. */
+export interface Start {
+  readonly name: string
+  readonly id: string
+  /** Its mark, see `fetchAnew`. */
+  readonly start: number
 }
 
 /** Seconds as `deletion_seconds` takes them: an integer, of which 0 would mean for ever. */
@@ -34,7 +42,7 @@ export function keepTimes ({ succeeded, failed }: TaskSpec['keep']): TaskSpec['k
  * Ends jobs, or returns them to their queue, each in its own way and all in one call. pg-boss's `complete` stores one result for all jobs,
  * its `fail` decides itself whether and when a job is retried, in whole seconds, and both know one time to keep a record.
  *
- * A job that another process has started since is left alone. A job that counted as lost, and has not been started since, is settled.
+ * A job that was started again since, cancelled or put back, is left alone. A job that counted as lost, and has not been started since, is settled.
  *
  * The list of states, and `::text`, make the planner expect few rows and look each one up by its key. In a table that was not analysed
  * lately it would read every job that waits.
@@ -46,8 +54,8 @@ export function settle (schema: string, skipsLocked: boolean): string {
   return `
     WITH verdict AS (
       SELECT * FROM json_to_recordset(${limitingLocks('$2', LOCK_MS.settlement)}::json)
-        AS x (id uuid, "attemptsBefore" int, state text, output jsonb, delay float8, keep int, uncounted bool)
-      WHERE state IN ('created', 'retry', 'completed', 'failed')
+        AS x (id uuid, start int, state text, output jsonb, delay float8, keep int, uncounted bool)
+      WHERE state IN ('created', 'retry', 'completed', 'cancelled', 'failed')
     )
     UPDATE ${schema}.job j SET
       state = v.state::${schema}.job_state,
@@ -59,8 +67,8 @@ export function settle (schema: string, skipsLocked: boolean): string {
       started_on = CASE WHEN v.uncounted THEN NULL ELSE j.started_on END,
       heartbeat_on = NULL
     FROM verdict v
-    WHERE j.name = $1 AND j.id = v.id AND j.retry_count = v."attemptsBefore"
-      AND j.state::text IN ('active', 'retry')${skipsLocked
+    WHERE j.name = $1 AND j.id = v.id AND j.expire_seconds = v.start
+      AND j.state::text IN ('active', 'retry') AND j.retry_limit <= ${RETRY_LIMIT}${skipsLocked
         ? `
       AND j.id IN (SELECT l.id FROM ${schema}.job l JOIN verdict ON l.id = verdict.id WHERE l.name = $1 FOR UPDATE OF l SKIP LOCKED)
     RETURNING j.id`
@@ -69,17 +77,37 @@ export function settle (schema: string, skipsLocked: boolean): string {
 
 /**
  * Shows signs of life of jobs. A job that another transaction holds is left out, so that the others do not wait for it: nobody takes a job
- * that is held. Value: JSON of an array of `{ name, id, retryCount }`. Rows: one for each job that was touched.
+ * that is held. Value: JSON of an array of `Start`. Rows: the ids of the jobs that were touched.
  */
 export function touch (schema: string): string {
   return `
     WITH mine AS (
       SELECT j.name, j.id
-      FROM json_to_recordset($1::text::json) AS x (name text, id uuid, "retryCount" int)
-      JOIN ${schema}.job j ON j.name = x.name AND j.id = x.id AND j.retry_count = x."retryCount" AND j.state::text IN ('active')
+      FROM json_to_recordset($1::text::json) AS x (name text, id uuid, start int)
+      JOIN ${schema}.job j ON j.name = x.name AND j.id = x.id AND j.expire_seconds = x.start AND j.state::text IN ('active')
       FOR UPDATE OF j SKIP LOCKED
     )
     UPDATE ${schema}.job j SET heartbeat_on = now() FROM mine WHERE j.name = mine.name AND j.id = mine.id RETURNING j.id`
+}
+
+/**
+ * What the server knows of jobs that this process runs. Value: JSON of an array of `Start`. Rows: a `Fate` for each job that is there.
+ */
+export function fates (schema: string): string {
+  return `
+    SELECT j.name, j.id, j.expire_seconds AS start, j.state::text AS state, j.data->'enqueuedAt' AS "enqueuedAt",
+      (j.state = 'created' OR (j.state = 'retry' AND j.retry_limit > ${RETRY_LIMIT})) AS "isPutBack"
+    FROM json_to_recordset($1::text::json) AS x (name text, id uuid)
+    JOIN ${schema}.job j ON j.name = x.name AND j.id = x.id`
+}
+
+/** What has become of a job that this process runs. The start is its last one. */
+export interface Fate extends Start {
+  readonly state: string
+  /** Whether it waits for its first attempt. */
+  readonly isPutBack: boolean
+  /** When the task was added that is stored under this id now. */
+  readonly enqueuedAt: unknown
 }
 
 /**
@@ -116,5 +144,5 @@ export function nextDue (schema: string): string {
     WHERE due IS NOT NULL`
 }
 
-/** Tells the other processes that a queue has jobs that can start. Values: channel, queue. */
-export const NOTIFY = 'SELECT pg_notify($1, $2)'
+/** Tells something to other processes. Values: channel, array of messages. */
+export const NOTIFY = 'SELECT pg_notify($1, message) FROM unnest($2::text[]) AS messages (message)'

@@ -2,8 +2,10 @@ import { AsyncResource } from 'node:async_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Delivery, Job, TaskSpec, Verdict } from '../engine.js'
 import { PgBossConsumer } from './consumer.js'
+import { EndTeller, WATCHED } from './ends.js'
+import { CANCELLED } from './operations.js'
 import type { PgBossServer } from './server.js'
-import { nextDue, reclaim, touch } from './statements.js'
+import { type Fate, fates, nextDue, reclaim, type Start, touch } from './statements.js'
 
 /** Milliseconds between two searches for jobs that have become due, or that no notification told of. */
 const POLL_MS = 500
@@ -32,6 +34,7 @@ interface LostRow {
 export class PgBossWorker {
   readonly #server: PgBossServer
   readonly #consumers: ReadonlyMap<string, PgBossConsumer>
+  readonly #ends: EndTeller
   // A job does not run in the context of the request that stored it, nor of the request that woke this worker.
   readonly #context = new AsyncResource('BackgroundTasksWorker')
   #pollTimer: NodeJS.Timeout | undefined
@@ -51,10 +54,11 @@ export class PgBossWorker {
 
   constructor (server: PgBossServer, tasks: readonly TaskSpec[], run: (delivery: Delivery) => Promise<Verdict>) {
     this.#server = server
-    this.#consumers = new Map(tasks.map(task => [
-      task.name,
-      new PgBossConsumer(task, server, run, ms => { this.#pollIn(ms) })
-    ]))
+    const ends = this.#ends = new EndTeller(server)
+    this.#consumers = new Map(tasks.map(task => [task.name, new PgBossConsumer(task, server, run, ms => { this.#pollIn(ms) }, {
+      onMentioned: starts => { void this.#learn(starts, true) },
+      onSettled: settlements => { ends.settled(task.name, settlements) }
+    })]))
   }
 
   /** Never rejects. */
@@ -72,6 +76,16 @@ export class PgBossWorker {
         else if (this.#subscription === undefined) this.#consumers.get(task)?.wake()
       }
     })
+  }
+
+  /** This process has put a job back, so no notification is needed to find it. */
+  jobPutBack (task: string): void {
+    this.#context.runInAsyncScope(() => this.#consumers.get(task)?.wake())
+  }
+
+  /** This process has cancelled a job, so no notification is needed to hear of it. */
+  jobCancelled (task: string, id: string): void {
+    this.#context.runInAsyncScope(() => this.#consumers.get(task)?.mention(id.toLowerCase()))
   }
 
   pause (): void {
@@ -98,8 +112,9 @@ export class PgBossWorker {
     this.#isSubscribing = true
     try {
       const subscription = await this.#server.listen(
+        this.#server.channel,
         // PGlite calls this in the context of the statement that notified.
-        queue => { this.#context.runInAsyncScope(() => this.#consumers.get(queue)?.wake()) },
+        message => { this.#context.runInAsyncScope(() => { this.#heard(message) }) },
         () => { this.#pollIn(0) }
       )
       if (this.#isStopped) void subscription?.close()
@@ -108,6 +123,25 @@ export class PgBossWorker {
       this.#server.report(error)
     }
     this.#isSubscribing = false
+  }
+
+  /** pg-boss itself only sends names of queues. */
+  #heard (message: string): void {
+    const [what = '', queue = '', id = ''] = message.split(' ')
+    if (queue === '') this.#consumers.get(what)?.wake()
+    else if (what === CANCELLED) this.#consumers.get(queue)?.mention(id)
+    else if (what === WATCHED) this.#ends.watched(queue)
+  }
+
+  /** Finds out which of these jobs were cancelled. Never rejects. What fails is found out by the next sign of life. */
+  async #learn (starts: readonly Start[], isMentioned: boolean): Promise<void> {
+    try {
+      const found = await this.#server.query(fates(this.#server.schema), [JSON.stringify(starts)]) as Fate[]
+      const fateOf = new Map(found.map(fate => [`${fate.name} ${fate.id}`, fate]))
+      for (const start of starts) this.#consumers.get(start.name)?.learn(start, fateOf.get(`${start.name} ${start.id}`), isMentioned)
+    } catch (error) {
+      this.#onFailure(error)
+    }
   }
 
   /** Polls after so many milliseconds, or earlier if a poll is due earlier. */
@@ -163,7 +197,11 @@ export class PgBossWorker {
       const running = Array.from(this.#consumers.values()).flatMap(consumer => consumer.running(HEARTBEAT_MS))
       if (running.length > 0) {
         const touched = await this.#server.query(touch(this.#server.schema), [JSON.stringify(running)])
-        if (touched.length < running.length) nextMs = HELD_HEARTBEAT_MS
+        if (touched.length < running.length) {
+          nextMs = HELD_HEARTBEAT_MS
+          const isTouched = new Set(touched.map(row => (row as { id: unknown }).id))
+          await this.#learn(running.filter(({ id }) => !isTouched.has(id)), false)
+        }
       }
       const now = performance.now()
       if (now - this.#lastFailureAt > GRACE_MS && now >= this.#nextSearchAt) await this.#returnLost()

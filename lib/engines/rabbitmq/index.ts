@@ -5,12 +5,14 @@
  */
 import { FST_BGT_INVALID_PAYLOAD } from '../../errors.js'
 import { within } from '../../limits.js'
-import type { Delivery, EngineEvents, Job, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
+import type { Delivery, EngineEvents, Job, JobCounts, JobRecord, Receipt, TaskEngine, TaskSpec, Verdict } from '../engine.js'
 import { RabbitMqConnection, type RabbitMqConnectionOptions } from './connection.js'
 import { RabbitMqConsumer } from './consumer.js'
+import { FailedJobs } from './failed-jobs.js'
 import { toContent, toProperties } from './messages.js'
 import { checkOptions, urlsOf, type RabbitMqOptions } from './options.js'
 import { RabbitMqPublisher, TooLargeError } from './publisher.js'
+import { readyIn, readyWhenReturned } from './queue-state.js'
 import { RabbitMqQueues } from './queues.js'
 
 export type { RabbitMqOptions } from './options.js'
@@ -23,7 +25,7 @@ const QUIET_TICKS = 20
 const RENEWAL_TICKS = 10
 
 /**
- * Durable jobs in RabbitMQ 3.10 or later, by amqplib. A definition is a queue of its name, after the prefix. Supports `delay`.
+ * Durable jobs in RabbitMQ 3.10 or later, by amqplib. A definition is a queue of its name, after the prefix. Supports `delay`, `count` and `retry`.
  * @throws FST_BGT_INVALID_OPTION if an option does not exist or has a wrong value
  */
 export function rabbitmq (options: RabbitMqOptions = {}): TaskEngine {
@@ -33,7 +35,7 @@ export function rabbitmq (options: RabbitMqOptions = {}): TaskEngine {
 
 class RabbitMqEngine implements TaskEngine {
   readonly name = 'rabbitmq'
-  readonly supports = { delay: true, key: false, tx: false, get: false, count: false, find: false, retry: false, cancel: false } as const
+  readonly supports = { delay: true, key: false, tx: false, get: false, count: true, find: false, retry: true, cancel: false } as const
   readonly groups = false
   readonly #urls: readonly string[]
   readonly #prefix: string
@@ -47,6 +49,8 @@ class RabbitMqEngine implements TaskEngine {
   #consuming: RabbitMqConnection | undefined
   #publishing: RabbitMqConnection | undefined
   #consumers: RabbitMqConsumer[] = []
+  /** The failed jobs of each definition, by its name. */
+  #failed: ReadonlyMap<string, FailedJobs> = new Map()
   /** The connection whose loss was reported last. */
   #reported: RabbitMqConnection | undefined
   #timer: NodeJS.Timeout | undefined
@@ -67,6 +71,7 @@ class RabbitMqEngine implements TaskEngine {
     this.#tasks = tasks
     this.#queues = queues
     this.#publisher = publisher
+    this.#failed = new Map(tasks.map(({ name }) => [name, new FailedJobs(name, { queues, publisher, model: () => connection.model })]))
     this.#events = events
     this.#timer = setInterval(() => { this.#tick() }, TICK_MS).unref()
   }
@@ -101,6 +106,23 @@ class RabbitMqEngine implements TaskEngine {
 
   async get (): Promise<JobRecord | undefined> {
     return undefined
+  }
+
+  /** Jobs that wait for their delay or their next attempt are not counted: they are in queues that all definitions share. */
+  async count (task: string): Promise<JobCounts> {
+    const queues = this.#queues
+    const model = this.#publishing?.model
+    if (model === undefined) throw new Error('the engine was stopped')
+    const [pending, failed] = await Promise.all([readyIn(model, queues.queueOf(task)), readyWhenReturned(model, queues.deadQueueOf(task))])
+    return { pending, failed }
+  }
+
+  async retry (task: string, id: string): Promise<boolean> {
+    return await this.#failed.get(task)?.retry(id) === true
+  }
+
+  get isConnected (): boolean {
+    return this.#publishing?.isOpen === true
   }
 
   async stop ({ drainMs }: { readonly drainMs: number }): Promise<void> {

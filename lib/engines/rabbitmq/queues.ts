@@ -68,6 +68,11 @@ export class RabbitMqQueues {
     return `${this.queueOf(task)}.dead`
   }
 
+  /** The name of the queue that exists while a process reads what has failed for good. It is no longer than that of the queue it stands for. */
+  lockQueueOf (task: string): string {
+    return `${this.#prefix}:lock:${task}`
+  }
+
   addressOf (queue: string): Address {
     return this.#addresses.get(queue) as Address
   }
