@@ -74,7 +74,10 @@ export class DeadReader {
     while (this.#isWanted) {
       if (this.#isClosed) throw this.#closedBy ?? new Error('the channel was closed while the queue of failed jobs was read')
       if (performance.now() >= end) throw new Error(`the queue of failed jobs could not be read to its end in time, or another program holds messages of it: ${this.received} were read`)
-      if (this.received >= this.#capacity) await this.#subscribe(receive)
+      if (this.received >= this.#capacity) {
+        await this.#subscribe(receive)
+        continue
+      }
       const before = this.received
       const isComplete = before >= expected
       if (isComplete && isFirst) isFirst = false
