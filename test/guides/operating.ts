@@ -83,7 +83,7 @@ export async function withRoutes (): Promise<FastifyInstance> {
       if (name !== 'ada' || password !== process.env.OPERATOR_PASSWORD) throw new Error('wrong name or password')
     }
   })
-  await app.register(taskRoutes, { prefix: '/tasks', onRequest: app.basicAuth })
+  await app.register(taskRoutes, { prefix: '/operator', onRequest: app.basicAuth })
   return app
 }
 
