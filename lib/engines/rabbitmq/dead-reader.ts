@@ -24,6 +24,8 @@ const QUIET_MS = 250
  * answers a question before it has sent all messages.
  */
 const QUIET_TIMES = 4
+/** Questions to the queue after which it has all acknowledgements: one for those that were sent, one for those that were kept back, and one more. */
+const ACKNOWLEDGING_ASKS = 3
 
 export class DeadReader {
   /** Messages that have come. */
@@ -90,6 +92,15 @@ export class DeadReader {
 
   acknowledge (message: ConsumeMessage): void {
     this.#channel.ack(message)
+  }
+
+  /**
+   * Resolves when the queue knows what was acknowledged. A channel of the server keeps acknowledgements back while the queue has not answered 32
+   * others, and loses these when it closes.
+   */
+  async untilAcknowledged (): Promise<void> {
+    // The server answers after it has handled what came before, and then sends what it had kept back.
+    for (let asks = 0; asks < ACKNOWLEDGING_ASKS; asks++) await answered(this.#channel.checkQueue(this.#queue))
   }
 
   /** Subscribes for more messages. */

@@ -163,6 +163,7 @@ export class FailedJobs {
       })
     } finally {
       await Promise.all(starts)
+      if (starts.length > 0) await quietly(() => reader.untilAcknowledged())
     }
   }
 
