@@ -133,6 +133,40 @@ t.test('a result comes from looks where nobody tells of ends, or where not all a
   }
 })
 
+t.test('results that come and go during a look are looked at no more often than one', async t => {
+  const { app, engine } = await onEngine(t, [job], {}, Object.assign(new Able(), { watch: undefined }) as never)
+  const idOf = (i: number): string => ID.slice(0, -2) + String(i).padStart(2, '0')
+  const asked = new Map<string, number>()
+  const looksAt = (id: string): number => asked.get(id) ?? 0
+  const last = idOf(99)
+  let answer: (() => void) | undefined
+  const get: TaskEngine['get'] = async (_, id) => {
+    asked.set(id, looksAt(id) + 1)
+    // The first two looks are those with which each wait begins.
+    if (id !== last && looksAt(id) > 2) await new Promise<void>(resolve => { answer = resolve })
+    return { ...recordOf('running'), id }
+  }
+  Object.assign(engine, { get })
+  let wait: Promise<unknown> = Promise.resolve()
+  for (let i = 0; i < 10; i++) {
+    await wait
+    answer = undefined
+    const first = app.backgroundTasks.result(job, idOf(i), { timeout: 150 })
+    await until(() => answer !== undefined)
+    await first
+    const before = looksAt(last)
+    wait = app.backgroundTasks.result(job, last, { timeout: i < 9 ? 20 : 10_000 })
+    await until(() => looksAt(last) >= before + 2)
+    ;(answer as unknown as () => void)()
+  }
+  const before = looksAt(last)
+  // One look each 100 ms, where ten at once would be more than thirty.
+  await sleep(350)
+  t.ok(looksAt(last) - before <= 6, `looked ${looksAt(last) - before} times`)
+  await app.close()
+  t.equal(await wait, undefined)
+})
+
 t.test('a result that is gone meanwhile, or an engine that is away for a moment, does not fail the wait', async t => {
   const { app, engine } = await onEngine(t, [job], {}, Object.assign(new Able(), { watch: undefined }) as never)
   engine.record = recordOf('running')

@@ -293,6 +293,11 @@ t.test('payloads: true shows payloads in both routes of records, and a record wi
     const record = await stored.call(`/kinds/${job(n).id}`)
     t.match([record.status, record.body], [200, { id: job(n).id, payload: { n } }], 'also among many of one millisecond')
   }
+  const { records } = engine
+  const latest = job(1, new Date(8.64e15).toISOString())
+  engine.records = [latest]
+  t.match(await stored.call(`/kinds/${latest.id}`), { status: 200, body: { id: latest.id, payload: { n: 1 } } }, 'of the last millisecond that a date knows')
+  engine.records = records
   engine.find = async () => []
   t.notOk('payload' in (await stored.call(`/kinds/${job(7).id}`)).body, 'a record whose state has changed meanwhile')
   engine.supports.find = false

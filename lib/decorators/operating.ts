@@ -156,9 +156,13 @@ function toCursor ({ enqueuedAt, id }: JobRecord): string {
   return cursorAt(Date.parse(enqueuedAt), id)
 }
 
-/** What goes into `after` to read the records of the same millisecond as this one, this one included, and those behind them. */
-export function cursorBefore ({ enqueuedAt }: Pick<JobRecord, 'enqueuedAt'>): string {
-  return cursorAt(Date.parse(enqueuedAt) + 1, FIRST_ID)
+/**
+ * What goes into `after` to read the records of the same millisecond as this one, this one included, and those behind them. Undefined if no
+ * record can be before them.
+ */
+export function cursorBefore ({ enqueuedAt }: Pick<JobRecord, 'enqueuedAt'>): string | undefined {
+  const time = Date.parse(enqueuedAt) + 1
+  return time > MAX_TIME_MS ? undefined : cursorAt(time, FIRST_ID)
 }
 
 function cursorAt (time: number, id: string): string {

@@ -58,6 +58,7 @@ class WatchedTask {
   #unsubscribe: (() => void) | undefined
   #lookMs = LOOK_ALONE_MS
   #looks: Timer | undefined
+  #isLooking = false
   #linger: Timer | undefined
   #isClosed = false
 
@@ -72,7 +73,8 @@ class WatchedTask {
   start (): void {
     this.#linger?.clear()
     this.#linger = undefined
-    this.#looks ??= new Timer(() => { void this.#lookAtAll() }, this.#lookMs)
+    // A look that is under way is followed by the next one.
+    if (!this.#isLooking) this.#looks ??= new Timer(() => { void this.#lookAtAll() }, this.#lookMs)
   }
 
   async wait (id: string, ms: number): Promise<JobRecord | undefined> {
@@ -128,8 +130,10 @@ class WatchedTask {
   }
 
   async #lookAtAll (): Promise<void> {
-    await Promise.all(Array.from(this.#waits.keys(), async id => { await this.#look(id) }))
     this.#looks = undefined
+    this.#isLooking = true
+    await Promise.all(Array.from(this.#waits.keys(), async id => { await this.#look(id) }))
+    this.#isLooking = false
     if (this.#waits.size > 0 && !this.#isClosed) this.start()
   }
 

@@ -25,13 +25,13 @@ export async function readRecord (tasks: AppBackgroundTasks, definition: AnyTask
 
 /** Undefined if the record was not found, because its state has changed meanwhile. */
 async function search (tasks: AppBackgroundTasks, definition: AnyTaskDefinition, { id, state, enqueuedAt }: FoundRecord): Promise<FoundRecord | undefined> {
-  let after: string | undefined = cursorBefore({ enqueuedAt })
-  for (let limit = FIRST_LOOK; after !== undefined; limit = LATER_LOOKS) {
+  let after = cursorBefore({ enqueuedAt })
+  for (let limit = FIRST_LOOK; ; limit = LATER_LOOKS) {
     const { records, next }: { records: readonly FoundRecord[], next?: string } = await tasks.find(definition, { state, limit, after, payload: true })
     const found = records.find(record => record.id === id)
     const last = records.at(-1)
     if (found !== undefined || last === undefined || last.enqueuedAt < enqueuedAt) return found
+    if (next === undefined) return undefined
     after = next
   }
-  return undefined
 }

@@ -7,6 +7,7 @@ import pg from 'pg'
 import { PgBoss } from 'pg-boss'
 import t, { type Test } from 'tap'
 import { pgBoss } from '../../lib/engines/pg-boss/index.js'
+import { EndListener } from '../../lib/engines/pg-boss/ends.js'
 import { cancelKeeping, freeingKeys, retryAnew } from '../../lib/engines/pg-boss/texts.js'
 import { defineTask, type AnyTaskDefinition, type FastifyBackgroundTasksOptions, type JobState } from '../../lib/index.js'
 import { deferred, start } from '../support/app.js'
@@ -65,6 +66,29 @@ function hanging (name: string) {
   })
   return { definition, runs }
 }
+
+t.test('a message to the workers that fails leaves no subscription that nobody ends', async t => {
+  let [open, told] = [0, 0]
+  const server = {
+    channel: 'channel',
+    endsChannel: 'ends',
+    async listen () {
+      open++
+      return { async close () { open-- } }
+    },
+    async notify () {
+      if (told++ % 2 === 0) throw new Error('connection lost')
+    }
+  }
+  const listener = new EndListener(server as never)
+  for (let i = 0; i < 3; i++) {
+    const ends = await Promise.allSettled(['a', 'b', 'c'].map(async queue => await listener.watch(queue, () => {})))
+    t.equal(open, 1)
+    for (const end of ends) if (end.status === 'fulfilled') end.value()
+    await sleep(0)
+    t.equal(open, 0)
+  }
+})
 
 t.test('a worker that no notification reaches hears of a cancel by its signs of life, within 5 s', async t => {
   const { definition, runs } = hanging('deaf')

@@ -61,15 +61,16 @@ export class EndListener {
       if (this.#watches.get(queue) === onEnd) this.#watches.delete(queue)
       if (this.#watches.size === 0) this.close()
     }
+    const subscribing = this.#subscription ??= this.#subscribe()
     try {
-      this.#subscription ??= this.#subscribe()
-      await this.#subscription
-      await this.#tell([queue])
+      await subscribing
     } catch (error) {
-      this.#subscription = undefined
+      if (this.#subscription === subscribing) this.#subscription = undefined
       close()
       throw error
     }
+    // What fails is told again.
+    await this.#tell([queue]).catch(() => {})
     return close
   }
 
