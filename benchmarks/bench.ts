@@ -1,5 +1,5 @@
 /**
- * What this plugin costs: `npm run bench`, or `npm run bench -- requests lists engines heap memory` for some of it,
+ * What this plugin costs: `npm run bench`, or `npm run bench -- requests lists engines results heap memory` for some of it,
  * with `--rounds` and `--pairs` for the requests and `--processes` for the lists and the rounds of the engines. A report: what is not met is said, and ends
  * with 0.
  */
@@ -10,6 +10,7 @@ import { benchHeap, benchMemory } from './memory.js'
 import { benchLists } from './lists.js'
 import { notMet } from './report.js'
 import { benchRequests } from './requests.js'
+import { benchResults } from './results.js'
 
 const { values, positionals } = parseArgs({
   options: {
@@ -24,6 +25,7 @@ const parts: Record<string, () => Promise<void>> = {
   requests: () => benchRequests(Number(values.pairs), Number(values.rounds)),
   lists: () => benchLists(Number(values.processes)),
   engines: () => benchEngines(Number(values.processes)),
+  results: benchResults,
   heap: benchHeap,
   memory: benchMemory
 }

@@ -7,12 +7,12 @@ import { Child } from './child.js'
 import { Load } from './load.js'
 import { median, printHeading, printRow } from './report.js'
 
-type Engine = 'bullmq' | 'pg-boss' | 'rabbitmq'
+export type Engine = 'bullmq' | 'pg-boss' | 'rabbitmq'
 /** See engine-process.js. */
-type Way = 'plugin' | 'hand' | 'bare' | 'best' | 'graphile-worker' | 'job-queue'
+export type Way = 'plugin' | 'hand' | 'bare' | 'best' | 'graphile-worker' | 'job-queue'
 type Role = 'web' | 'worker' | 'latency'
 
-const WHAT: Record<Way, string> = {
+export const WHAT: Record<Way, string> = {
   plugin: 'the plugin',
   hand: 'the same promises by hand',
   bare: 'the library alone',
@@ -90,7 +90,7 @@ export async function benchEngines (rounds: number): Promise<void> {
   for (const engine of ['bullmq', 'pg-boss', 'rabbitmq'] as const) await benchWorkers(engine)
 }
 
-function canRun ({ engine, against }: Compared | Requests): boolean {
+export function canRun ({ engine, against }: Compared | Requests): boolean {
   const can = against !== 'job-queue' || major > 22 || (major === 22 && minor >= 19)
   if (!can) printRow({ what: `${engine}: ${WHAT[against]}`, figure: 'skipped: it needs Node 22.19' })
   return can
@@ -106,7 +106,7 @@ async function benchRequests ({ engine, against, clients, rate: rateLimit, cpu: 
     await inPlaces(engine, async places => {
       const ways: Way[] = ['plugin', against]
       const servers = await Promise.all(ways.map(async (way, i) => {
-        const child = await start<number>(engine, way, 'web', places[i] ?? '')
+        const child = await startEngine<number>(engine, way, 'web', places[i] ?? '')
         const requests = engine !== 'pg-boss' || way === 'plugin' ? 2_000 : 400
         return { way, child, requests, load: await Load.connect(child.ready, clients), ms: 0, micros: 0 }
       }))
@@ -169,10 +169,10 @@ async function benchDrain ({ engine, against, limit }: Compared, rounds: number)
 async function drainRate (engine: Engine, way: Way, before: number, jobs: number, processes: number): Promise<number> {
   let rate = NaN
   await inPlaces(engine, async ([place = '']) => {
-    const filler = await start<number>(engine, way, 'web', place)
+    const filler = await startEngine<number>(engine, way, 'web', place)
     await filler.ask(`fill ${before + jobs}`)
     await filler.stop()
-    const workers = await Promise.all(Array.from({ length: processes }, async () => await start<null>(engine, way, 'worker', place)))
+    const workers = await Promise.all(Array.from({ length: processes }, async () => await startEngine<null>(engine, way, 'worker', place)))
     const ran = async (): Promise<number> => (await Promise.all(workers.map(async worker => await worker.ask('ran') as number))).reduce((sum, n) => sum + n, 0)
     let first = 0
     let from = performance.now()
@@ -193,7 +193,7 @@ async function drainRate (engine: Engine, way: Way, before: number, jobs: number
 async function benchLatency ({ engine, against, limit }: Compared, rounds: number): Promise<void> {
   const waits: Record<string, number[]> = { plugin: [], [against]: [] }
   await inPlaces(engine, async places => {
-    const children = await Promise.all((['plugin', against] as const).map(async (way, i) => ({ way, child: await start<null>(engine, way, 'latency', places[i] ?? '') })))
+    const children = await Promise.all((['plugin', against] as const).map(async (way, i) => ({ way, child: await startEngine<null>(engine, way, 'latency', places[i] ?? '') })))
     for (const { child } of children) {
       await warmUp(child)
       await child.ask('latency 5')
@@ -218,7 +218,7 @@ async function benchIdle (engine: Engine, ways: readonly Way[]): Promise<void> {
   const figures: string[] = []
   for (const way of ways) {
     await inPlaces(engine, async ([place = '']) => {
-      const worker = await start<null>(engine, way, 'latency', place)
+      const worker = await startEngine<null>(engine, way, 'latency', place)
       await worker.ask('latency 20')
       await sleep(1_000)
       figures.push(`${(await worker.ask('memory') as number / 1e6).toFixed(0)} (${WHAT[way]})`)
@@ -240,12 +240,12 @@ async function benchWorkers (engine: Engine): Promise<void> {
   printRow({ what: `${engine}: drain by one, two, four processes`, figure: `${rates.join(', ')} jobs/s` })
 }
 
-async function start<Ready> (engine: Engine, way: Way, role: Role, place: string): Promise<Child<Ready>> {
+export async function startEngine<Ready> (engine: Engine, way: Way, role: Role, place: string): Promise<Child<Ready>> {
   return await Child.start<Ready>('engine-process.js', [engine, way, role, place])
 }
 
 /** Two places of their own, which are gone afterwards. */
-async function inPlaces (engine: Engine, use: (places: string[]) => Promise<void>): Promise<void> {
+export async function inPlaces (engine: Engine, use: (places: string[]) => Promise<void>): Promise<void> {
   const places = Array.from({ length: 2 }, () => `fbt_bench_${randomUUID().slice(0, 8)}`)
   try {
     await use(places)
@@ -277,7 +277,7 @@ async function deleteQueues (prefix: string): Promise<void> {
   await connection.close()
 }
 
-function quantile (values: readonly number[], share: number): number {
+export function quantile (values: readonly number[], share: number): number {
   return values.toSorted((a, b) => a - b)[Math.min(Math.floor(values.length * share), values.length - 1)] ?? NaN
 }
 

@@ -4,7 +4,8 @@
  * `plugin`; `hand`, the library with the same promises; `bare`, the library alone; and others. `role` is `web` (serves a route that adds one
  * task), `worker` (runs them) or `latency` (both). The process says its port, or null, and answers `cpu` (microseconds), `memory` (bytes, as
  * the operating system counts them), `ran`, `fill <n>`, `drain` (starts running what is there) and `latency <n>` (milliseconds from stored to
- * started).
+ * started), and `wait <waiting> <n>` (milliseconds from the call to the result of a task that another process runs, n times in each of so many
+ * loops).
  */
 import Fastify from 'fastify'
 
@@ -21,6 +22,7 @@ import Fastify from 'fastify'
  * @property {(request?: any) => Promise<unknown>} add stores one task
  * @property {(n: number) => Promise<unknown>} fill stores many
  * @property {() => Promise<unknown>} drain starts running them
+ * @property {() => Promise<unknown>} [wait] stores one task, and waits for its result
  *
  * @typedef {(place: Place) => Promise<Opened>} OpenWay
  */
@@ -49,7 +51,7 @@ function work (_payload) {
 const app = Fastify()
 /** @type {OpenWay} */
 const open = await (OTHERS[way] ?? BY_HAND[engine])()
-const { add, fill, drain } = await open({ app, engine, way, role, place, work })
+const { add, fill, drain, wait } = await open({ app, engine, way, role, place, work })
 if (role === 'latency' && way !== 'plugin') await drain()
 
 const answers = {
@@ -72,12 +74,23 @@ const answers = {
       await new Promise(resolve => { setTimeout(resolve, 5) })
     }
     return waits
+  },
+  async wait (waiting, n) {
+    const waits = []
+    await Promise.all(Array.from({ length: Number(waiting) }, async () => {
+      for (let i = 0; i < Number(n); i++) {
+        const from = performance.now()
+        await wait()
+        waits.push(performance.now() - from)
+      }
+    }))
+    return waits
   }
 }
 
 if (role === 'web') await app.listen({ port: 0, host: '127.0.0.1' })
 process.on('message', async (/** @type {string} */ question) => {
-  const [name, argument] = question.split(' ')
-  process.send((await answers[name](argument)) ?? null)
+  const [name, ...args] = question.split(' ')
+  process.send((await answers[name](...args)) ?? null)
 })
 process.send(role === 'web' ? /** @type {import('node:net').AddressInfo} */ (app.server.address()).port : null)

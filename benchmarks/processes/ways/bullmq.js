@@ -1,6 +1,6 @@
 // @ts-check
 import { randomUUID } from 'node:crypto'
-import { Queue, Worker } from 'bullmq'
+import { Queue, QueueEvents, Worker } from 'bullmq'
 import { checked, CONCURRENCY, inGroups, inTime, PAYLOAD, REDIS_URL, stored } from './promises.js'
 
 const KEEP = { removeOnComplete: { age: 3600 }, removeOnFail: { age: 604800 } }
@@ -18,8 +18,14 @@ export async function bullmqByHand ({ app, place, way, work }) {
     await add(request)
     return { hello: 'world' }
   })
+  /** @type {QueueEvents | undefined} */
+  let events
   return {
     add,
+    async wait () {
+      events ??= new QueueEvents('bench', { connection: { url: REDIS_URL }, prefix: place })
+      return await (await add(undefined)).waitUntilFinished(events, 60_000)
+    },
     fill: n => inGroups(n, count => queue.addBulk(Array.from({ length: count }, () => {
       const { id, data } = stored(undefined)
       return { name: 'bench', data: isBare ? PAYLOAD : data, opts: { jobId: id, ...KEEP } }

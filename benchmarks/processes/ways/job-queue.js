@@ -17,6 +17,7 @@ export async function jobQueue ({ app, place, role, work }) {
   })
   return {
     add,
+    wait: () => producer.enqueueAndWait(randomUUID(), PAYLOAD, { timeout: 60_000 }),
     fill: n => inGroups(n, count => Promise.all(Array.from({ length: count }, add))),
     drain: async () => {
       const consumer = open()

@@ -19,8 +19,12 @@ export async function plugin ({ app, engine, place, role, work }) {
     return { hello: 'world' }
   })
   const add = () => app.backgroundTasks.enqueue(task, PAYLOAD)
+  const wait = async () => {
+    const { id } = await add()
+    return await app.backgroundTasks.result(task, id, { timeout: 60_000 })
+  }
   // Consuming begins when the app is ready. The connection is there before, as it is with the library alone: it is made for one job more.
   if (role === 'worker') await add()
   else await app.ready()
-  return { add, fill: n => inGroups(n, count => Promise.all(Array.from({ length: count }, add))), drain: () => app.ready() }
+  return { add, fill: n => inGroups(n, count => Promise.all(Array.from({ length: count }, add))), drain: () => app.ready(), wait }
 }
