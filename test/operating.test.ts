@@ -167,6 +167,35 @@ t.test('results that come and go during a look are looked at no more often than 
   t.equal(await wait, undefined)
 })
 
+t.test('what answers after the last wait has ended, or after the app has closed, leaves nothing behind', async t => {
+  const { app, engine } = await onEngine(t, [job])
+  const subscribed = deferred()
+  engine.watch = async task => {
+    engine.watches.push(task)
+    await subscribed.promise
+    return () => { engine.watches.push(`no ${task}`) }
+  }
+  engine.record = recordOf('running')
+  const answered = deferred()
+  let looks = 0
+  engine.get = async () => {
+    if (++looks > 1) await answered.promise
+    return engine.record
+  }
+  const wait = app.backgroundTasks.result(job, ID, { timeout: 150 })
+  await until(() => looks > 1)
+  t.equal(await wait, undefined)
+  engine.record = recordOf('succeeded')
+  answered.resolve()
+  await sleep(1)
+  const seen = looks
+  await app.close()
+  subscribed.resolve()
+  await until(() => engine.watches.length === 2)
+  t.strictSame(engine.watches, ['job', 'no job'])
+  t.equal(looks, seen)
+})
+
 t.test('a result that is gone meanwhile, or an engine that is away for a moment, does not fail the wait', async t => {
   const { app, engine } = await onEngine(t, [job], {}, Object.assign(new Able(), { watch: undefined }) as never)
   engine.record = recordOf('running')

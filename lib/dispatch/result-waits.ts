@@ -95,7 +95,6 @@ class WatchedTask {
   }
 
   close (): void {
-    if (this.#isClosed) return
     this.#isClosed = true
     this.#looks?.clear()
     this.#linger?.clear()
@@ -108,7 +107,7 @@ class WatchedTask {
   async #subscribe (): Promise<void> {
     try {
       const unsubscribe = await this.#source.watch(this.#task, ids => {
-        for (const id of ids) if (this.#waits.has(id)) void this.#look(id)
+        for (const id of ids) void this.#look(id)
       })
       if (unsubscribe === undefined) return
       this.#unsubscribe = unsubscribe
@@ -121,6 +120,7 @@ class WatchedTask {
 
   /** Never rejects. */
   async #look (id: string): Promise<void> {
+    if (!this.#waits.has(id)) return
     try {
       const record = await this.#source.read(this.#task, id)
       if (record === undefined || hasEnded(record)) this.#end(id, record)
@@ -134,7 +134,7 @@ class WatchedTask {
     this.#isLooking = true
     await Promise.all(Array.from(this.#waits.keys(), async id => { await this.#look(id) }))
     this.#isLooking = false
-    if (this.#waits.size > 0 && !this.#isClosed) this.start()
+    if (this.#waits.size > 0) this.start()
   }
 
   #end (id: string, record: JobRecord | undefined): void {

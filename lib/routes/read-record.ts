@@ -30,8 +30,7 @@ async function search (tasks: AppBackgroundTasks, definition: AnyTaskDefinition,
     const { records, next }: { records: readonly FoundRecord[], next?: string } = await tasks.find(definition, { state, limit, after, payload: true })
     const found = records.find(record => record.id === id)
     const last = records.at(-1)
-    if (found !== undefined || last === undefined || last.enqueuedAt < enqueuedAt) return found
-    if (next === undefined) return undefined
+    if (found !== undefined || next === undefined || last === undefined || last.enqueuedAt < enqueuedAt) return found
     after = next
   }
 }
