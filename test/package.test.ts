@@ -18,7 +18,7 @@ import { linksOf, readPages } from './support/docs/pages.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const require = createRequire(import.meta.url)
-const MAX_PACKED_KB = 245
+const MAX_PACKED_KB = 265
 
 interface Packed {
   filename: string
