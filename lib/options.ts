@@ -146,7 +146,7 @@ function isThreadPool (value: unknown): boolean {
 }
 
 function isEngine (value: unknown): boolean {
-  return OBJECT.test(value) && ['start', 'enqueue', 'consume', 'pause', 'get', 'stop'].every(method => FUNCTION.test((value as Record<string, unknown>)[method]))
+  return OBJECT.test(value) && OBJECT.test((value as { supports?: unknown }).supports) && ['start', 'enqueue', 'consume', 'pause', 'get', 'stop'].every(method => FUNCTION.test((value as Record<string, unknown>)[method]))
 }
 
 const PLUGIN_RULES: Rules = {
@@ -188,7 +188,7 @@ export const OPTIONS_OF_OTHERS: ReadonlySet<string> = new Set([
 /** The methods of an engine that are there only if it supports what they do. */
 const OPERATIONS = ['count', 'find', 'retry', 'cancel'] as const
 
-function refusePromising (engine: TaskEngine<unknown>): void {
+function checkOperations (engine: TaskEngine<unknown>): void {
   const { name, supports } = engine
   const missing = OPERATIONS.find(method => supports[method] && !FUNCTION.test(engine[method]))
   if (missing !== undefined) throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: The engine "${name}" says that it supports "${missing}", and has no such method`)
@@ -198,7 +198,7 @@ function refusePromising (engine: TaskEngine<unknown>): void {
 export function resolveOptions (options: FastifyBackgroundTasksOptions): ResolvedOptions {
   check('register', options, PLUGIN_RULES, OPTIONS_OF_OTHERS)
   const tasks = options.tasks ?? []
-  if (options.engine !== undefined) refusePromising(options.engine)
+  if (options.engine !== undefined) checkOperations(options.engine)
   return {
     tasks,
     engine: options.engine,

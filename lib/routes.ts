@@ -5,9 +5,11 @@
  *
  * @module routes
  */
+import { STATUS_CODES } from 'node:http'
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteShorthandOptions } from 'fastify'
 import fp from 'fastify-plugin'
 import { AppBackgroundTasks, type FoundRecord } from './decorators/app-background-tasks.js'
+import { get } from './decorators/enqueue.js'
 import { JOB_STATES, MAX_LIMIT } from './decorators/operating.js'
 import type { AnyTaskDefinition } from './definitions/define-task.js'
 import type { JobState } from './engines/engine.js'
@@ -16,7 +18,6 @@ import {
 } from './errors.js'
 import { attempt, isInstance } from './foreign.js'
 import { OPTIONS_OF_OTHERS } from './options.js'
-import { readRecord } from './routes/read-record.js'
 import { schemasOf } from './routes/schemas.js'
 import { withoutHosts } from './routes/without-hosts.js'
 import { BOOLEAN, check, FUNCTION, type Rule, type Rules } from './rules.js'
@@ -60,12 +61,8 @@ class Answer {
   }
 
   static failure (status: number, message: string, code?: string): Answer {
-    return new Answer(status, { statusCode: status, ...code !== undefined && { code }, error: ERRORS[status], message })
+    return new Answer(status, { statusCode: status, ...code !== undefined && { code }, error: STATUS_CODES[status], message })
   }
-}
-
-const ERRORS: Readonly<Record<number, string>> = {
-  400: 'Bad Request', 404: 'Not Found', 409: 'Conflict', 500: 'Internal Server Error', 501: 'Not Implemented', 503: 'Service Unavailable'
 }
 
 async function routes (app: FastifyInstance, options: TaskRoutesOptions): Promise<void> {
@@ -75,7 +72,8 @@ async function routes (app: FastifyInstance, options: TaskRoutesOptions): Promis
     throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: taskRoutes needs a guard, because its routes show and stop the work of everybody: pass a function as the option "onRequest" or "preHandler", for example onRequest: app.basicAuth. A guard of the app does not count. If everybody may use the routes, pass public: true`)
   }
   const tasks = tasksOf(app)
-  const definitions = new Map(AppBackgroundTasks.intakeOf(tasks).jobs.definitions.map(definition => [definition.name, definition]))
+  const intake = AppBackgroundTasks.intakeOf(tasks)
+  const definitions = new Map(intake.jobs.definitions.map(definition => [definition.name, definition]))
   if (definitions.has('health')) {
     throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: taskRoutes has a route for the health of the engine where the tasks of the definition "health" would be: rename the definition`)
   }
@@ -99,7 +97,7 @@ async function routes (app: FastifyInstance, options: TaskRoutesOptions): Promis
   }))
 
   app.get('/:name/:id', { ...shared, schema: schemas.record }, answering(async request => {
-    const record = await readRecord(tasks, named(request), idOf(request), withPayloads)
+    const record = await get(intake, named(request), idOf(request), withPayloads)
     if (record === undefined) throw noTask()
     return toBody(record)
   }))

@@ -1,5 +1,5 @@
 /** What the guides in docs/ promise: their code is that of test/guides, which runs here. */
-import { readFileSync, rmSync } from 'node:fs'
+import { existsSync, readFileSync, rmSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Type } from '@sinclair/typebox'
 import { Queue } from 'bullmq'
@@ -193,6 +193,7 @@ t.test('operating', async t => {
     operating.tellByFile(app, path)
     const status = async (): Promise<number> => (await fetch(`${await address()}/ready`)).status
     t.equal(await status(), 200)
+    await until(() => existsSync(path))
     t.match(readFileSync(path, 'utf8'), /Z$/)
     engine.isConnected = false
     t.equal(await status(), 503)

@@ -79,9 +79,9 @@ class OperatedEngine extends StubEngine {
     return value
   }
 
-  override async get (_task: string, id: string): Promise<JobRecord | undefined> {
+  override async get (_task: string, id: string, options?: { readonly payload: boolean }): Promise<JobRecord | undefined> {
     const record = this.#orFail(this.records).find(record => record.id === id)
-    if (record === undefined) return undefined
+    if (record === undefined || options?.payload === true) return record
     const { payload, ...rest } = record
     return rest
   }
@@ -236,7 +236,7 @@ t.test('names, ids and parameters of any kind are a 4xx, and are not in the repl
   const sound = { 'state=failed': 200, 'state=failed&limit=1': 200, 'state=failed&limit=500': 200, 'state=failed&other=1': 200 }
   const wrong = [
     '', 'state=', 'state=lost', 'state=__proto__', 'state=constructor', 'state=failed&state=failed', 'state[]=failed', 'State=failed', 'state=FAILED', ...['0', '501', '-1', '1.5', '1e2', '', ' 5', '0x10', 'NaN', 'Infinity', '99999999999999999999', 'true', 'x'.repeat(5_000)].map(limit => `state=failed&limit=${encodeURIComponent(limit)}`),
-    'state=failed&limit=1&limit=2', ...['', 'x', '%00', 'MA', '__proto__', 'x'.repeat(5_000), btoa('99999999999999999 a'), btoa('9999999999999999 a'), btoa(`1 ${'\0'}`), btoa('1 ')].map(after => `state=failed&after=${after}`), 'state=failed&after=a&after=b'
+    'state=failed&limit=1&limit=2', ...['', 'x', '%00', 'MA', '__proto__', 'x'.repeat(5_000), btoa('99999999999999999 a'), btoa('9999999999999999 a'), btoa('1 ')].map(after => `state=failed&after=${after}`), 'state=failed&after=a&after=b'
   ]
   const names = ['none', '__proto__', 'constructor', 'toString', 'hasOwnProperty', 'kinds%2Fx', 'kinds%00', 'x'.repeat(5_000), 'Kinds', '%F0%9F%92%A9', '%3Cscript%3E', '%00', 'kinds%20', '%7B%7D']
   const ids = [...names, 'retry', UNKNOWN, UNKNOWN.toUpperCase(), '*', 'a:b', '\'%3B%20drop%20table%20job%3B%20--', `${UNKNOWN}%00`, `%0a${UNKNOWN}`]
@@ -289,21 +289,11 @@ t.test('payloads: true shows payloads in both routes of records, and a record wi
   const job = (n: number, time = enqueuedAt): JobRecord => ({ id: `00000000-0000-4000-8000-${String(n).padStart(12, '0')}`, name: 'kinds', state: 'failed', attempt: 1, enqueuedAt: time, payload: { n } })
   engine.records = [job(0, new Date(2_000_000).toISOString()), ...Array.from({ length: 250 }, (_, n) => job(n + 1)), job(999, new Date(1).toISOString())]
   const stored = await operate(t, { tasks: [definition], engine }, { public: true, payloads: true })
-  for (const n of [0, 1, 100, 250, 999]) {
-    const record = await stored.call(`/kinds/${job(n).id}`)
-    t.match([record.status, record.body], [200, { id: job(n).id, payload: { n } }], 'also among many of one millisecond')
-  }
-  const { records } = engine
-  const latest = job(1, new Date(8.64e15).toISOString())
-  engine.records = [latest]
-  t.match(await stored.call(`/kinds/${latest.id}`), { status: 200, body: { id: latest.id, payload: { n: 1 } } }, 'of the last millisecond that a date knows')
-  engine.records = records
-  engine.find = async () => []
-  t.notOk('payload' in (await stored.call(`/kinds/${job(7).id}`)).body, 'a record whose state has changed meanwhile')
-  engine.supports.find = false
-  t.match((await stored.call(`/kinds/${job(7).id}`)).body, { id: job(7).id, state: 'failed' }, 'an engine that reads records and cannot search')
-  engine.supports.find = true
-  engine.find = async () => { throw new Error(SECRET) }
+  t.match(await stored.call(`/kinds/${job(7).id}`), { status: 200, body: { id: job(7).id, payload: { n: 7 } } })
+  const { get } = engine
+  engine.get = async (task, id) => await get.call(engine, task, id)
+  t.notOk('payload' in (await stored.call(`/kinds/${job(7).id}`)).body, 'an engine that does not know that payloads can be asked for')
+  engine.get = async () => { throw new Error(SECRET) }
   t.match((await stored.call(`/kinds/${job(7).id}`)).status, 503)
 
   const liar = new OperatedEngine()

@@ -94,19 +94,18 @@ export async function enqueue (intake: Intake, definition: AnyTaskDefinition, pa
   }
 }
 
-export async function get (intake: Intake, definition: AnyTaskDefinition, id: string): Promise<JobRecord | undefined> {
+/** @param payload whether the record carries the payload */
+export async function get (intake: Intake, definition: AnyTaskDefinition, id: string, payload = false): Promise<JobRecord | undefined> {
   checkLookup(intake, 'get', definition, id)
-  return await read(intake, 'get', definition, id)
+  return await read(intake, 'get', definition, id, payload)
 }
 
-/** Reads a record of this process, or of the engine. */
-export async function read (intake: Intake, where: string, definition: AnyTaskDefinition, id: string): Promise<JobRecord | undefined> {
-  const { jobs, dispatch } = intake
-  // While a test records, tasks are read from this process. An engine that keeps no records still refuses the call, as it would in
-  // production.
-  if (intake.recorder !== undefined) jobs.refuseUnless('get', definition, where)
-  const local = jobs.find(definition, id)?.toRecord()
-  if (dispatch === undefined || local !== undefined) return local
-  jobs.refuseUnless('get', definition, where)
-  return await dispatch.link.ask(engine => engine.get(definition.name, id))
+/**
+ * Reads a record. An engine that keeps none refuses, also while a test records. A task of this process has one all the same.
+ * @throws FST_BGT_UNSUPPORTED
+ */
+export async function read (intake: Intake, where: string, definition: AnyTaskDefinition, id: string, payload = false): Promise<JobRecord | undefined> {
+  const { jobs, recorder } = intake
+  if (recorder !== undefined || jobs.find(definition.name, id) === undefined) jobs.refuseUnless('get', definition, where)
+  return await intake.read(definition.name, id, payload)
 }

@@ -3,6 +3,7 @@ import { TaskDefinition, type AnyTaskDefinition } from '../definitions/define-ta
 import type { DefinedTask } from '../definitions/defined-task.js'
 import type { JobOptions, Jobs } from '../definitions/jobs.js'
 import type { Dispatch } from '../dispatch/dispatch.js'
+import type { JobRecord } from '../engines/engine.js'
 import { ResultWaits } from '../dispatch/result-waits.js'
 import { asPartOf } from '../current-request.js'
 import { attempt, isFunction, isInstance, promiseOf } from '../foreign.js'
@@ -57,10 +58,7 @@ export class Intake {
     this.#waitUntil = waitUntil
     this.#isAmbient = isAmbient
     this.resultWaits = new ResultWaits({
-      read: async (name, id) => {
-        const local = this.jobs.history.find(id)?.toRecord()
-        return local !== undefined || this.dispatch === undefined ? local : await this.dispatch.link.ask(engine => engine.get(name, id))
-      },
+      read: async (name, id) => await this.read(name, id),
       watch: (name, onEnd) => this.dispatch === undefined ? this.jobs.history.watch(name, onEnd) : this.dispatch.link.engine.watch?.(name, onEnd)
     })
   }
@@ -73,6 +71,13 @@ export class Intake {
   /** Where tasks of definitions run: the name of the engine, or `'local'`. */
   get placement (): string {
     return this.#dispatch?.link.engine.name ?? 'local'
+  }
+
+  /** Reads a record: of this process, or else of the engine. */
+  async read (name: string, id: string, payload = false): Promise<JobRecord | undefined> {
+    const local = this.jobs.find(name, id)?.toRecord(payload)
+    if (local !== undefined || this.dispatch === undefined) return local
+    return await this.dispatch.link.ask(engine => engine.get(name, id, { payload }))
   }
 
   listFor (request: FastifyRequest | undefined): TaskList {
@@ -103,10 +108,10 @@ export class Intake {
     return task
   }
 
-  /** Puts a task of a definition, which no request has added, on a list of its own. */
+  /** Puts a task of a definition, which no request has added, on a list of its own. Another task of its id has ended, if there is one. */
   addAlone (task: DefinedTask): void {
     this.runner.ledger.admit()
-    this.jobs.history.add(task)
+    this.jobs.history.replace(task)
     const list = this.listFor(undefined)
     task.attachTo(list, undefined)
     list.pushOnly(task)

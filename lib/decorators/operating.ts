@@ -4,9 +4,10 @@ import type { AnyTaskDefinition } from '../definitions/define-task.js'
 import type { DefinedTask } from '../definitions/defined-task.js'
 import { hasEnded } from '../dispatch/result-waits.js'
 import type { JobCounts, JobQuery, JobRecord, JobState } from '../engines/engine.js'
-import { FST_BGT_CANCELLED, FST_BGT_CLOSED, FST_BGT_INVALID_OPTION, show } from '../errors.js'
+import { timeOf } from '../engines/stored-task.js'
+import { FST_BGT_CANCELLED, FST_BGT_INVALID_OPTION, show } from '../errors.js'
 import { BOOLEAN, check, NAME, type Rule, type Rules } from '../rules.js'
-import { checkLookup, refuseOthers } from './checked-arguments.js'
+import { checkDefinition, checkLookup } from './checked-arguments.js'
 import { read } from './enqueue.js'
 import type { Intake } from './intake.js'
 
@@ -54,11 +55,6 @@ export const JOB_STATES: readonly JobState[] = ['pending', 'delayed', 'running',
 export const MAX_LIMIT = 500
 const MAX_TIMEOUT_MS = 60_000
 
-/** The least id. */
-const FIRST_ID = '00000000-0000-0000-0000-000000000000'
-/** The most milliseconds since the epoch that a `Date` takes. */
-const MAX_TIME_MS = 8.64e15
-
 const STATE: Rule = { accepts: `one of ${JOB_STATES.join(', ')}`, test: value => JOB_STATES.includes(value as JobState) }
 const FIND_RULES: Rules = {
   state: STATE,
@@ -71,9 +67,7 @@ const RESULT_RULES: Rules = { timeout: TIMEOUT }
 
 export async function count (intake: Intake, definition: AnyTaskDefinition): Promise<JobCounts> {
   const { jobs, dispatch } = intake
-  refuseOthers('count', definition)
-  if (intake.runner.isClosed) throw new FST_BGT_CLOSED('count')
-  jobs.require(definition)
+  checkDefinition(intake, 'count', definition)
   jobs.refuseUnless('count', definition)
   if (dispatch === undefined) return jobs.history.count(definition.name)
   return await dispatch.link.ask(async engine => await engine.count?.(definition.name) as JobCounts)
@@ -81,13 +75,11 @@ export async function count (intake: Intake, definition: AnyTaskDefinition): Pro
 
 export async function find (intake: Intake, definition: AnyTaskDefinition, options: FindOptions): Promise<{ records: readonly JobRecord[], next?: string }> {
   const { jobs, dispatch } = intake
-  refuseOthers('find', definition)
+  checkDefinition(intake, 'find', definition)
   check('find', options, FIND_RULES)
   if (!STATE.test(options.state)) throw new FST_BGT_INVALID_OPTION(`The option "state" of find is required, and accepts ${STATE.accepts}`)
   const { state, limit = 50, after, payload = false } = options
   const position = after === undefined ? undefined : readCursor(after)
-  if (intake.runner.isClosed) throw new FST_BGT_CLOSED('find')
-  jobs.require(definition)
   jobs.refuseUnless('find', definition)
   // One record more tells whether there is another page.
   const query: JobQuery = { state, limit: limit + 1, after: position, payload }
@@ -102,7 +94,7 @@ export async function find (intake: Intake, definition: AnyTaskDefinition, optio
 export async function retry (intake: Intake, definition: AnyTaskDefinition, id: string): Promise<boolean> {
   const { jobs, dispatch } = intake
   checkLookup(intake, 'retry', definition, id)
-  const local = jobs.find(definition, id)
+  const local = jobs.find(definition.name, id)
   jobs.refuseUnless('retry', definition)
   if (dispatch === undefined || local !== undefined) return local !== undefined && retryHere(intake, local)
   return await dispatch.link.ask(async engine => await engine.retry?.(definition.name, id) === true)
@@ -111,7 +103,7 @@ export async function retry (intake: Intake, definition: AnyTaskDefinition, id: 
 export async function cancel (intake: Intake, definition: AnyTaskDefinition, id: string): Promise<boolean> {
   const { jobs, dispatch } = intake
   checkLookup(intake, 'cancel', definition, id)
-  const local = jobs.find(definition, id)
+  const local = jobs.find(definition.name, id)
   jobs.refuseUnless('cancel', definition)
   if (dispatch === undefined || local !== undefined) return local !== undefined && await cancelHere(local)
   return await dispatch.link.ask(async engine => await engine.cancel?.(definition.name, id) === true)
@@ -126,7 +118,8 @@ export async function result (intake: Intake, definition: AnyTaskDefinition, id:
   const record = await read(intake, 'result', definition, id)
   if (record === undefined || hasEnded(record)) return record
   const left = endsAt - performance.now()
-  return left > 0 ? await intake.resultWaits.wait(definition.name, id, left) : undefined
+  // Some engines take other spellings of an id, and tell of the one that they have.
+  return left > 0 ? await intake.resultWaits.wait(definition.name, record.id, left) : undefined
 }
 
 export function health ({ runner, jobs, dispatch, placement }: Intake): TaskHealth {
@@ -139,9 +132,7 @@ export function health ({ runner, jobs, dispatch, placement }: Intake): TaskHeal
 function retryHere (intake: Intake, task: DefinedTask): boolean {
   if (!task.hasFailedForGood) return false
   // No request has added it, although one may be served now.
-  const again = asPartOf(undefined, () => intake.jobs.remake(task))
-  intake.addAlone(again)
-  intake.jobs.history.replace(again)
+  intake.addAlone(asPartOf(undefined, () => intake.jobs.remake(task)))
   return true
 }
 
@@ -153,26 +144,13 @@ async function cancelHere (task: DefinedTask): Promise<boolean> {
 }
 
 function toCursor ({ enqueuedAt, id }: JobRecord): string {
-  return cursorAt(Date.parse(enqueuedAt), id)
-}
-
-/**
- * What goes into `after` to read the records of the same millisecond as this one, this one included, and those behind them. Undefined if no
- * record can be before them.
- */
-export function cursorBefore ({ enqueuedAt }: Pick<JobRecord, 'enqueuedAt'>): string | undefined {
-  const time = Date.parse(enqueuedAt) + 1
-  return time > MAX_TIME_MS ? undefined : cursorAt(time, FIRST_ID)
-}
-
-function cursorAt (time: number, id: string): string {
-  return Buffer.from(`${time} ${id}`).toString('base64url')
+  return Buffer.from(`${Date.parse(enqueuedAt)} ${id}`).toString('base64url')
 }
 
 /** @throws FST_BGT_INVALID_OPTION */
 function readCursor (after: string): { enqueuedAt: number, id: string } {
-  // An id has no control characters. PostgreSQL refuses some of them.
-  const [, time, id] = /^(-?\d{1,16}) ([^\p{Cc}\uFFFD]+)$/u.exec(Buffer.from(after, 'base64url').toString()) ?? []
-  if (time === undefined || id === undefined || Math.abs(Number(time)) > MAX_TIME_MS) throw new FST_BGT_INVALID_OPTION(`The option "after" of find accepts the "next" of another page; received ${show(after)}`)
+  // Text that is no UTF-8 is read as U+FFFD.
+  const [, time, id] = /^(-?\d{1,16}) ([^\uFFFD]+)$/u.exec(Buffer.from(after, 'base64url').toString()) ?? []
+  if (id === undefined || timeOf(Number(time)) === undefined) throw new FST_BGT_INVALID_OPTION(`The option "after" of find accepts the "next" of another page; received ${show(after)}`)
   return { enqueuedAt: Number(time), id }
 }

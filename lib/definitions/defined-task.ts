@@ -199,6 +199,7 @@ export class DefinedTask extends BackgroundTask {
   cancelFailing (): boolean {
     if (!this.#isFailing || this.#isCancelled) return false
     this.#isCancelled = true
+    this.#input = NOTHING
     return true
   }
 

@@ -1,5 +1,6 @@
 import { AsyncResource } from 'node:async_hooks'
 import type { JobCounts, JobQuery, JobRecord } from '../engines/engine.js'
+import { isBehind, newestFirst } from '../engines/page-order.js'
 import type { DefinedTask, TaskHistory } from './defined-task.js'
 
 /** Ended tasks of definitions that are remembered. For a while there may be twice as many. */
@@ -64,8 +65,8 @@ export class History implements TaskHistory {
   }
 
   query (name: string, { state, limit, after, payload }: JobQuery): JobRecord[] {
-    const found = this.#of(name).filter(task => task.jobState === state && (after === undefined || isBehind(task, after)))
-    return found.sort(newestFirst).slice(0, limit).map(task => task.toRecord(payload))
+    const found = this.#of(name).filter(task => task.jobState === state && isBehind(task.envelope, after))
+    return found.sort((a, b) => newestFirst(a.envelope, b.envelope)).slice(0, limit).map(task => task.toRecord(payload))
   }
 
   #of (name: string): DefinedTask[] {
@@ -118,14 +119,6 @@ export class History implements TaskHistory {
     for (const task of this.#ended) next = Math.min(next, expiryOf(task))
     this.#sweepAt(next)
   }
-}
-
-function newestFirst (a: DefinedTask, b: DefinedTask): number {
-  return b.envelope.enqueuedAt - a.envelope.enqueuedAt || (a.id < b.id ? 1 : -1)
-}
-
-function isBehind ({ id, envelope: { enqueuedAt } }: DefinedTask, after: NonNullable<JobQuery['after']>): boolean {
-  return enqueuedAt < after.enqueuedAt || (enqueuedAt === after.enqueuedAt && id < after.id)
 }
 
 /** The time by `performance.now()` at which the record of a task expires. */

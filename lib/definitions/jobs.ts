@@ -107,14 +107,10 @@ export class Jobs {
     throw new FST_BGT_UNSUPPORTED(name, `"${what}", which was asked for the task "${definition.name}"; it supports ${supported.join(', ') || 'none of its kind'}`)
   }
 
-  /**
-   * The task of this process that has this id.
-   * @throws FST_BGT_UNKNOWN_TASK
-   */
-  find (definition: AnyTaskDefinition, id: string): DefinedTask | undefined {
-    this.#definitions.require(definition)
+  /** The task of this process that has this id, and whose definition has this name. */
+  find (name: string, id: string): DefinedTask | undefined {
     const task = this.history.find(id)
-    return task?.name === definition.name ? task : undefined
+    return task?.name === name ? task : undefined
   }
 
   /** @throws FST_BGT_UNKNOWN_TASK */

@@ -152,13 +152,20 @@ export interface JobCounts {
   readonly failed: number
 }
 
+/** Where a record is in the order of `find`. */
+export interface JobPosition {
+  /** Milliseconds since the epoch. */
+  readonly enqueuedAt: number
+  readonly id: string
+}
+
 /** Which records `find` reads: those of one state, newest first by `enqueuedAt`, and of one time those with the greatest id first. */
 export interface JobQuery {
   readonly state: JobState
   /** The most records. At least 1. */
   readonly limit: number
-  /** The record, by its time in milliseconds since the epoch and its id, behind which the records begin. Nothing may have this id any more. */
-  readonly after: { readonly enqueuedAt: number, readonly id: string } | undefined
+  /** Where the record is behind which the page begins. Nothing may have its id any more. Undefined for the first page. */
+  readonly after: JobPosition | undefined
   /** Whether the records carry their payloads. */
   readonly payload: boolean
 }
@@ -227,8 +234,8 @@ export interface TaskEngine<Tx = never> {
   /** Takes no further jobs. Running jobs go on, and jobs can still be stored. */
   pause (): Promise<void>
 
-  /** Reads a job back. Resolves to undefined if there is none, or its record was not kept. */
-  get (task: string, id: string): Promise<JobRecord | undefined>
+  /** Reads a job back, with its payload if that is asked for. Resolves to undefined if there is none, or its record was not kept. */
+  get (task: string, id: string, options?: { readonly payload: boolean }): Promise<JobRecord | undefined>
 
   /** Counts the jobs of a definition. An engine that supports `count` has this method. */
   count? (task: string): Promise<JobCounts>

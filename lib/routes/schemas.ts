@@ -3,7 +3,7 @@
  * app may have compilers that understand another kind of schema.
  */
 import type { FastifySchema } from 'fastify'
-import { JOB_STATES } from '../decorators/operating.js'
+import { JOB_STATES, MAX_LIMIT } from '../decorators/operating.js'
 
 type Schema = Readonly<Record<string, unknown>>
 
@@ -52,7 +52,7 @@ const NAME_PARAMS = object({ name: { ...STRING, description: 'The name of a defi
 const TASK_PARAMS = object({ name: { ...STRING, description: 'The name of a definition' }, id: { ...STRING, description: 'The id of a task' } })
 const PAGE_QUERY = object({
   state: { type: 'string', enum: JOB_STATES },
-  limit: { type: 'integer', minimum: 1, maximum: 500, default: 50, description: 'The most records' },
+  limit: { type: 'integer', minimum: 1, maximum: MAX_LIMIT, default: 50, description: 'The most records' },
   after: { ...STRING, description: 'The "next" of the page before' }
 }, ['limit', 'after'])
 

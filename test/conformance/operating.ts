@@ -1,8 +1,9 @@
 /** What an operator can do in every placement: count, find, retry, cancel, wait for a result, and ask whether all is well. */
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import type { Test } from 'tap'
-import { defineTask, type AnyTaskDefinition, type FastifyBackgroundTasksOptions, type JobState, type TaskRecord } from '../../lib/index.js'
+import { defineTask, type AnyTaskDefinition, type FastifyBackgroundTasksOptions, type JobState, type TaskAddedMessage, type TaskRecord } from '../../lib/index.js'
 import type { Started } from '../support/app.js'
 import type { PlacementUnderTest } from './suite.js'
 
@@ -115,6 +116,11 @@ export async function operating (t: Test, { supports, engine }: PlacementUnderTe
     await until(async () => (await tasks.find(found, { state: 'succeeded' })).records.length === 7)
     const last = await tasks.find(found, { state: 'succeeded', limit: 6 })
     t.strictSame((await tasks.find(found, { state: 'succeeded', after: last.next })).records.map(({ id }) => id), ids.slice(0, 1))
+    const forged = (text: string): string => Buffer.from(text).toString('base64url')
+    for (const after of [`8640000000000000 ${UNKNOWN}`, '-8640000000000000 x', '1 \0\n', '1 *', `1 ${'x'.repeat(5_000)}`, `${Date.now()} 'x; drop table job; --`]) {
+      t.ok((await tasks.find(found, { state: 'succeeded', after: forged(after) })).records.length <= 7, 'a place that somebody has made')
+    }
+    for (const after of ['8640000000000001 x', '1', '1 ', 'x y', `1 ${String.fromCharCode(0xfffd)}`]) await t.rejects(tasks.find(found, { state: 'failed', after: forged(after) }), { code: 'FST_BGT_INVALID_OPTION', message: /"after"/ })
     for (const [options, message] of [
       [{}, /"state" of find is required, and accepts one of pending, /], [{ state: 'lost' }, /"state" of find accepts one of pending, .*received 'lost'/], [{ state: 'failed', limit: 0 }, /an integer from 1 to 500; received 0/],
       [{ state: 'failed', limit: 501 }, /1 to 500/], [{ state: 'failed', limit: 1.5 }, /1 to 500/], [{ state: 'failed', after: 'none' }, /"after" of find accepts the "next" of another page/],
@@ -292,6 +298,29 @@ export async function operating (t: Test, { supports, engine }: PlacementUnderTe
     await app.backgroundTasks.idle()
     t.match(app.backgroundTasks.stats, { pending: 0, running: 0 })
     t.notOk(logs.some(({ msg }) => msg.includes('could not be noted')))
+  })
+
+  await t.test('a delivered job whose task a subscriber cancels does not run, here or elsewhere', async t => {
+    if (engine === undefined) return
+    const starts: string[] = []
+    const note = defineTask({ name: 'subscribed', handler (kind: string) { starts.push(kind) } })
+    let seen = 0
+    const onAdded = (message: unknown): void => {
+      const { task } = message as TaskAddedMessage
+      if (task.name === 'subscribed' && seen++ === 0) task.cancel()
+    }
+    const web = await onPlace(t, [note], { worker: false })
+    const { id } = await web.app.backgroundTasks.enqueue(note, 'first')
+    subscribe('fastify-background-tasks.added', onAdded)
+    t.teardown(() => unsubscribe('fastify-background-tasks.added', onAdded))
+    await onPlace(t, [note])
+    await until(() => seen > 0)
+    await web.app.backgroundTasks.enqueue(note, 'second')
+    await until(() => starts.length > 0)
+    t.strictSame(starts, ['second'])
+    if (!supports.get) return
+    await untilState(web.app, note, id, 'skipped')
+    if (supports.count) t.match(await web.app.backgroundTasks.count(note), { running: 0, failed: 0 })
   })
 
   await t.test('result waits for the end of a task, and no longer than it may', async t => {

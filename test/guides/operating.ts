@@ -124,8 +124,7 @@ export function tellByFile (app: FastifyInstance, path: string): void {
     const { connected, consuming } = app.backgroundTasks.health()
     if (connected && consuming.length > 0) writeFileSync(path, new Date().toISOString())
   }
-  const timer = setInterval(tell, 10_000)
-  app.addHook('onReady', async () => { tell() })
+  const timer = setInterval(tell, 1_000)
   app.addHook('onClose', async () => { clearInterval(timer) })
 }
 

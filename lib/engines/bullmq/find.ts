@@ -1,11 +1,12 @@
 /** Finds the records of a state, newest first. */
-import type { JobQuery, JobRecord, JobState } from '../engine.js'
+import type { JobPosition, JobQuery, JobRecord, JobState } from '../engine.js'
+import { isBehind, newestFirst } from '../page-order.js'
 import { timeOf } from '../stored-task.js'
 import { WAITING_LISTS, WAITING_SETS } from './cancelled.js'
 import type { Client } from './connection.js'
 import { ENDED_ATTEMPTS } from './counts.js'
 import { skippedKey, type KnownTask } from './jobs.js'
-import { findInOrder, type Candidate } from './order.js'
+import { findInOrder } from './order.js'
 import { readJobs } from './records.js'
 
 /** Jobs that one call of the script looks at, so that Redis is not kept from other work. */
@@ -27,11 +28,9 @@ interface Source {
 
 /** What comes first, and whether nothing comes after it. */
 interface Found {
-  readonly candidates: readonly Candidate[]
+  readonly candidates: readonly JobPosition[]
   readonly isLast: boolean
 }
-
-type Position = NonNullable<JobQuery['after']>
 
 const SCAN = `${ENDED_ATTEMPTS}
 local from, to, after, least, only = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
@@ -70,14 +69,14 @@ export async function findJobs (redis: Client, known: KnownTask, { state, limit,
     const jobs = await readJobs(redis, known, candidates.map(({ id }) => id), payload)
     for (const [i, job] of jobs.entries()) {
       // A job may have changed meanwhile.
-      if (job?.record.state === state && Date.parse(job.record.enqueuedAt) === candidates[i]?.time) page.push(job.record)
+      if (job?.record.state === state && Date.parse(job.record.enqueuedAt) === candidates[i]?.enqueuedAt) page.push(job.record)
     }
     if (isLast || page.length >= limit) return page
-    position = toPosition(candidates.at(-1)) ?? position
+    position = candidates.at(-1) ?? position
   }
 }
 
-async function searchFailed (redis: Client, known: KnownTask, sources: readonly Source[], after: Position | undefined, limit: number): Promise<Found> {
+async function searchFailed (redis: Client, known: KnownTask, sources: readonly Source[], after: JobPosition | undefined, limit: number): Promise<Found> {
   return await findInOrder(redis, known, after, limit, false) ??
     await search(redis, known, sources, after, limit, MAX_UNORDERED) ??
     await findInOrder(redis, known, after, limit, true) ??
@@ -89,20 +88,20 @@ async function searchFailed (redis: Client, known: KnownTask, sources: readonly 
  * @param most how many jobs may be looked at
  * @returns undefined if these were not enough
  */
-async function search (redis: Client, known: KnownTask, sources: readonly Source[], after: Position | undefined, limit: number, most = Infinity): Promise<Found | undefined> {
+async function search (redis: Client, known: KnownTask, sources: readonly Source[], after: JobPosition | undefined, limit: number, most = Infinity): Promise<Found | undefined> {
   const newest = new Newest(limit)
   for (const source of sources) if (!await scan(redis, known, source, after, newest, most)) return undefined
   return { candidates: newest.take(), isLast: newest.isAll }
 }
 
-async function scan (redis: Client, { queue }: KnownTask, { type, isList = false, only, keep }: Source, after: Position | undefined, newest: Newest, most: number): Promise<boolean> {
+async function scan (redis: Client, { queue }: KnownTask, { type, isList = false, only, keep }: Source, after: JobPosition | undefined, newest: Newest, most: number): Promise<boolean> {
   const keys = [type === 'skipped' ? skippedKey(queue) : queue.toKey(type), queue.toKey(''), skippedKey(queue)]
   for (let from = 0; from < most; from += CHUNK) {
     const [count, score, found] = await redis.eval(SCAN, keys.length, ...keys,
       from, from + CHUNK - 1, after?.enqueuedAt ?? 'inf', newest.least ?? '-inf', only ?? '', isList ? '1' : '0') as [number, string, string[]]
     for (let i = 0; i < found.length; i += 2) {
-      const candidate = { id: found[i] as string, time: toTime(found[i + 1]) }
-      if (after === undefined || isBehind(candidate, after)) newest.add(candidate)
+      const candidate = { id: found[i] as string, enqueuedAt: toTime(found[i + 1]) }
+      if (isBehind(candidate, after)) newest.add(candidate)
     }
     if (count < CHUNK) return true
     if (keep === undefined) continue
@@ -116,7 +115,7 @@ async function scan (redis: Client, { queue }: KnownTask, { type, isList = false
 /** The newest of the candidates that were seen. */
 class Newest {
   readonly #limit: number
-  #found = new Map<string, Candidate>()
+  #found = new Map<string, JobPosition>()
   /** Whether no candidate was left out. */
   isAll = true
   /** The time below which no candidate is among them, once there are enough. */
@@ -126,12 +125,12 @@ class Newest {
     this.#limit = limit
   }
 
-  add (candidate: Candidate): void {
+  add (candidate: JobPosition): void {
     this.#found.set(candidate.id, candidate)
     if (this.#found.size >= this.#limit + CHUNK) this.#cut()
   }
 
-  take (): Candidate[] {
+  take (): JobPosition[] {
     this.#cut()
     return [...this.#found.values()]
   }
@@ -144,7 +143,7 @@ class Newest {
     }
     this.isAll = false
     const kept = sorted.slice(0, this.#limit)
-    this.least = kept.at(-1)?.time
+    this.least = kept.at(-1)?.enqueuedAt
     this.#found = new Map(kept.map(candidate => [candidate.id, candidate]))
   }
 }
@@ -162,19 +161,7 @@ function sourcesOf (state: JobState, { spec: { keep } }: KnownTask): readonly So
   }
 }
 
-function toPosition (candidate: Candidate | undefined): Position | undefined {
-  return candidate && { enqueuedAt: candidate.time, id: candidate.id }
-}
-
 /** The time of a record, as it is in its text. */
 function toTime (timestamp: string | undefined): number {
   return Math.trunc(timeOf(Number(timestamp)) ?? 0)
-}
-
-function newestFirst (a: Candidate, b: Candidate): number {
-  return b.time - a.time || (a.id < b.id ? 1 : -1)
-}
-
-function isBehind ({ time, id }: Candidate, after: Position): boolean {
-  return time < after.enqueuedAt || (time === after.enqueuedAt && id < after.id)
 }

@@ -130,7 +130,8 @@ class BullMqEngine implements TaskEngine {
     // `start` has made them.
     const [connections, events, sizes] = [this.#connections as Connections, this.#events as EngineEvents, this.#sizes as SizeLimit]
     const consumer = connections.open({ rejectsEarly: false })
-    for (const { spec } of this.#tasks.values()) {
+    for (const known of this.#tasks.values()) {
+      const { spec } = known
       if (spec.concurrency === 0) continue
       this.#workers.push(connections.forTask(spec.name, () => new TaskWorker({
         task: spec,
@@ -141,6 +142,7 @@ class BullMqEngine implements TaskEngine {
         run,
         sizes,
         log: events.log,
+        cancel: async id => await cancelJob(consumer, known, id),
         onCancelled: id => { events.cancelled(spec.name, id) },
         onError: this.#report
       })))
@@ -155,8 +157,8 @@ class BullMqEngine implements TaskEngine {
     await Promise.all(this.#workers.map(worker => worker.pause(true)))
   }
 
-  async get (task: string, id: string): Promise<JobRecord | undefined> {
-    return await this.#ask(task, async (redis, known) => (await readJobs(redis, known, [id]))[0]?.record)
+  async get (task: string, id: string, { payload } = { payload: false }): Promise<JobRecord | undefined> {
+    return await this.#ask(task, async (redis, known) => (await readJobs(redis, known, [id], payload))[0]?.record)
   }
 
   async count (task: string): Promise<JobCounts> {

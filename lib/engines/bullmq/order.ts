@@ -3,7 +3,7 @@
  * for long, all of them have to be read to know the newest one. So the first page that would read too many stores this order, and later pages add only what
  * has failed meanwhile. The order expires when nobody has read a page for a while, so an app that reads no pages pays for nothing.
  */
-import type { JobQuery } from '../engine.js'
+import type { JobPosition } from '../engine.js'
 import { ownKey, skippedKey, type KnownTask } from './jobs.js'
 import type { Client } from './connection.js'
 
@@ -13,13 +13,6 @@ const CHUNK = 1000
 const KEPT_MS = 600_000
 /** Milliseconds by which the ends of jobs may be stored in another order: workers tell them later, and their clocks differ. */
 const OVERLAP_MS = 3_000
-
-/** A job that may be on a page. */
-export interface Candidate {
-  readonly id: string
-  /** When it was added, in milliseconds since the epoch. */
-  readonly time: number
-}
 
 const BEGIN = `local to, count = unpack(redis.call('HMGET', KEYS[2], 'to', 'count'))
 local from = '-inf'
@@ -78,17 +71,17 @@ return { rank + looked - #gone, isLast, found }`
  * @param mayStore whether the order is to be stored, if it is not
  * @returns undefined if it is not stored
  */
-export async function findInOrder (redis: Client, known: KnownTask, after: JobQuery['after'], limit: number, mayStore: boolean): Promise<{ candidates: Candidate[], isLast: boolean } | undefined> {
+export async function findInOrder (redis: Client, known: KnownTask, after: JobPosition | undefined, limit: number, mayStore: boolean): Promise<{ candidates: JobPosition[], isLast: boolean } | undefined> {
   const { spec: { keep }, queue } = known
   const [failed, progress, order] = [queue.toKey('failed'), ownKey(queue, 'ordered'), ownKey(queue, 'order')]
   try {
     if (!await update(redis, [failed, progress, order, queue.toKey('')], mayStore)) return undefined
-    const candidates: Candidate[] = []
+    const candidates: JobPosition[] = []
     let rank = after === undefined ? 0 : -1
     for (;;) {
       const [next, isLast, found] = await redis.eval(PAGE, 3, failed, order, skippedKey(queue),
         rank, limit - candidates.length, Date.now() - keep.failed * 1000, after?.id ?? '', after?.enqueuedAt ?? 0) as [number, number, string[]]
-      for (let i = 0; i < found.length; i += 2) candidates.push({ id: found[i] as string, time: Number(found[i + 1]) })
+      for (let i = 0; i < found.length; i += 2) candidates.push({ id: found[i] as string, enqueuedAt: Number(found[i + 1]) })
       if (isLast === 1 || candidates.length >= limit) return { candidates, isLast: isLast === 1 }
       rank = next
     }

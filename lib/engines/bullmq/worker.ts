@@ -37,6 +37,8 @@ export interface TaskWorkerOptions {
   readonly run: (delivery: Delivery) => Promise<Verdict>
   readonly sizes: SizeLimit
   readonly log: FastifyBaseLogger
+  /** Cancels a job. */
+  readonly cancel: (id: string) => Promise<boolean>
   /** Tells that a job that runs here was cancelled. */
   readonly onCancelled: (id: string) => void
   readonly onError: (error: Error) => void
@@ -48,6 +50,7 @@ export class TaskWorker extends Worker<unknown, Json, string> {
   readonly #run: (delivery: Delivery) => Promise<Verdict>
   readonly #sizes: SizeLimit
   readonly #log: FastifyBaseLogger
+  readonly #cancel: (id: string) => Promise<boolean>
   readonly #onCancelled: (id: string) => void
   /** Settles when, after `pause`, the last job that was fetched has ended. */
   readonly fetchLoop: Promise<void>
@@ -57,7 +60,7 @@ export class TaskWorker extends Worker<unknown, Json, string> {
   /** The latest attempt of each job that runs. */
   readonly #running = new Map<string, TaskBullJob>()
 
-  constructor ({ task, connection, prefix, options, run, sizes, log, onCancelled, onError }: TaskWorkerOptions) {
+  constructor ({ task, connection, prefix, options, run, sizes, log, cancel, onCancelled, onError }: TaskWorkerOptions) {
     super(task.name, (job, token = '') => this.#attempt(job, token), {
       ...CRASH_DETECTION,
       ...options,
@@ -77,6 +80,7 @@ export class TaskWorker extends Worker<unknown, Json, string> {
     this.#run = run
     this.#sizes = sizes
     this.#log = log
+    this.#cancel = cancel
     this.#onCancelled = onCancelled
     // BullMQ reports a wait for jobs that was cut off. The connection has reported why.
     this.on('error', error => { if (!isNotSent(error)) onError(error) })
@@ -155,6 +159,8 @@ export class TaskWorker extends Worker<unknown, Json, string> {
       case 'done':
         return verdict.result === null ? null : await this.#toKept(verdict.result, job)
       case 'cancelled':
+        // Somebody may have cancelled the task of this process, and not the job.
+        if (!await this.#isCancelled(job)) await this.#cancel(delivery.id)
         // The job has ended, and BullMQ is to do nothing about it.
         throw new WaitingError()
       case 'released':
@@ -190,11 +196,14 @@ export class TaskWorker extends Worker<unknown, Json, string> {
 
   /** What has become of an attempt changes nothing any more if the job was cancelled meanwhile. */
   async #dropIfCancelled (job: TaskBullJob, error: unknown): Promise<TaskBullJob> {
-    if (!LOST.includes((error as { code?: unknown }).code)) throw error
-    const [isCancelled = false] = await areCancelled(this.#redis, this.toKey(''), skippedKey(this), [job])
-    if (!isCancelled) throw error
+    if (!LOST.includes((error as { code?: unknown }).code) || !await this.#isCancelled(job)) throw error
     // BullMQ takes it for no next job.
     return undefined as unknown as TaskBullJob
+  }
+
+  async #isCancelled (job: TaskBullJob): Promise<boolean> {
+    const [isCancelled = false] = await areCancelled(this.#redis, this.toKey(''), skippedKey(this), [job])
+    return isCancelled
   }
 
   #jobEnded (id: string, job: TaskBullJob): void {

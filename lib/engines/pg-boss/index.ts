@@ -13,7 +13,7 @@ import type { Delivery, EngineEvents, Job, JobCounts, JobQuery, JobRecord, Recei
 import { messageOf } from '../plain-error.js'
 import { isUnstorable } from './errors.js'
 import { EndListener } from './ends.js'
-import { addedAt, toInsert, toRecord } from './jobs.js'
+import { addedAt, payloadOf, toInsert, toRecord } from './jobs.js'
 import { Holds } from './holds.js'
 import { cancelJob, countJobs, findRecords, isJobId, retryJob } from './operations.js'
 import { PgBossServer } from './server.js'
@@ -152,10 +152,12 @@ class PgBossEngine implements TaskEngine<PgBossTx> {
     this.#worker?.pause()
   }
 
-  async get (task: string, id: string): Promise<JobRecord | undefined> {
+  async get (task: string, id: string, { payload } = { payload: false }): Promise<JobRecord | undefined> {
     if (!isJobId(id)) return undefined
     const job = await this.#running().find(task, id)
-    return job === undefined ? undefined : toRecord(task, this.#specOf(task).attempts, job, addedAt(job.data, job.createdOn))
+    if (job === undefined) return undefined
+    const record = toRecord(task, this.#specOf(task).attempts, job, addedAt(job.data, job.createdOn))
+    return payload ? { ...record, payload: payloadOf(task, id, job.data) } : record
   }
 
   async count (task: string): Promise<JobCounts> {
