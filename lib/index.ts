@@ -107,7 +107,7 @@ export type { EnqueueOptions, FoundRecord, IdleOptions, TaskPage, TaskRecord } f
 export type { FindOptions, ResultOptions, TaskHealth } from './decorators/operating.js'
 export type { StandardSchema } from './definitions/standard-schema.js'
 export type {
-  Delivery, EngineEvents, Job, JobCounts, JobError, JobQuery, JobRecord, JobState, Json, Receipt, TaskEngine, TaskSpec, Verdict
+  Delivery, EngineEvents, Job, JobCounts, JobError, JobPosition, JobQuery, JobRecord, JobState, Json, Receipt, TaskEngine, TaskSpec, Verdict
 } from './engines/engine.js'
 export type { BackgroundTasks } from './decorators/background-tasks.js'
 export type { AppBackgroundTasks } from './decorators/app-background-tasks.js'
