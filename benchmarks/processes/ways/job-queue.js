@@ -21,7 +21,11 @@ export async function jobQueue ({ app, place, role, work }) {
     fill: n => inGroups(n, count => Promise.all(Array.from({ length: count }, add))),
     drain: async () => {
       const consumer = open()
-      consumer.execute(async job => { await work(job.payload) })
+      consumer.execute(async job => {
+        await work(job.payload)
+        // It knows neither undefined nor null as a result.
+        return true
+      })
       await consumer.start()
     }
   }
