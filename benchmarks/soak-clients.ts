@@ -15,6 +15,8 @@ export interface Counts {
   /** Not sent, or without a whole reply: the server was down. */
   lost: number
   hanging: number
+  /** Clients that have a connection now. */
+  busy: number
 }
 
 /** One client: connections one after another, until `signal` aborts. */
@@ -22,7 +24,11 @@ export async function useServer (ports: () => readonly [number, number] | undefi
   while (!signal.aborted) {
     const now = ports()
     const { lost } = counts
-    if (now !== undefined) await anyOf([pipeline, askInTurn, askInTurn, askTogether])(now, counts)
+    if (now !== undefined) {
+      counts.busy++
+      await anyOf([pipeline, askInTurn, askInTurn, askTogether])(now, counts)
+      counts.busy--
+    }
     if (now === undefined || counts.lost > lost) await sleep(100)
   }
 }

@@ -1,6 +1,7 @@
 /**
  * Holds a mixed load on a server for a while (`npm run soak -- --seconds 60 --clients 40`), ends it by SIGTERM in the
- * middle and starts it again, and then compares what `addTask` took with what ran or was named: a difference is an error.
+ * middle and starts it again, and then compares what `addTask` took with what ran or was named: a difference is an error. With `--step 600`
+ * the clients pause each 600 seconds, and it prints what the server holds then.
  */
 import { fork, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
@@ -13,7 +14,7 @@ import { parseArgs } from 'node:util'
 import { useServer, type Counts } from './soak-clients.js'
 
 const { values } = parseArgs({
-  options: { seconds: { type: 'string', default: '60' }, clients: { type: 'string', default: '40' } }
+  options: { seconds: { type: 'string', default: '60' }, clients: { type: 'string', default: '40' }, step: { type: 'string' } }
 })
 
 const folder = mkdtempSync(join(tmpdir(), 'soak-'))
@@ -22,10 +23,32 @@ let ports: readonly [number, number] | undefined
 
 async function start (generation: number): Promise<ChildProcess> {
   const path = fileURLToPath(new URL('processes/soak-server.js', import.meta.url))
-  const server = fork(path, [record, String(generation)], { execArgv: [] })
+  const server = fork(path, [record, String(generation)], { execArgv: ['--expose-gc'] })
   const [message] = await once(server, 'message')
   ports = message as [number, number]
   return server
+}
+
+/** Holds the load on a server for half of the time. */
+async function hold (server: ChildProcess): Promise<void> {
+  const from = performance.now()
+  for (let left = half; left > 0; left = half - (performance.now() - from)) {
+    await sleep(Math.min(left, step))
+    if (step < half) await printUsage(server)
+  }
+}
+
+async function printUsage (server: ChildProcess): Promise<void> {
+  const paused = ports
+  ports = undefined
+  // The connections end with the requests that are under way.
+  while (counts.busy > 0) await sleep(50)
+  await sleep(500)
+  const answer = once(server, 'message')
+  server.send('usage')
+  const [{ heap, handles }] = await answer as [{ heap: number, handles: number }]
+  console.log(`${counts.requests} requests: ${(heap / 2 ** 20).toFixed(2)} MiB of heap, ${handles} handles`)
+  ports = paused
 }
 
 /** The clients go on while the server drains: what they meet is a closed door. */
@@ -40,14 +63,15 @@ async function stop (server: ChildProcess): Promise<void> {
 }
 
 const half = Number(values.seconds) * 500
-const counts: Counts = { requests: 0, replied: 0, hungUp: 0, lost: 0, hanging: 0 }
+const step = values.step === undefined ? Infinity : Number(values.step) * 1_000
+const counts: Counts = { requests: 0, replied: 0, hungUp: 0, lost: 0, hanging: 0, busy: 0 }
 const over = new AbortController()
 let server = await start(1)
 const clients = Array.from({ length: Number(values.clients) }, () => useServer(() => ports, counts, over.signal))
-await sleep(half)
+await hold(server)
 await stop(server)
 server = await start(2)
-await sleep(half)
+await hold(server)
 await stop(server)
 over.abort()
 await Promise.all(clients)

@@ -2,7 +2,8 @@
 /**
  * The servers of the soak, one of HTTP/1.1 and one of HTTP/2: `node soak-server.js <record> <generation>`. The process says their ports. Each task that `addTask` took,
  * each that ran, and each that the log names as skipped or abandoned is a line of the record, `accepted
- * 1-req-4-17`: in the first generation, on the list of req-4; `slow 1-req-4`: that list has a task that takes its time.
+ * 1-req-4-17`: in the first generation, on the list of req-4; `slow 1-req-4`: that list has a task that takes its time. It answers any
+ * message with what it holds when nothing is left to run.
  */
 import { appendFileSync } from 'node:fs'
 import { Readable } from 'node:stream'
@@ -41,6 +42,7 @@ function readLog (line) {
 
 function named (what, id) {
   write(what, ours.get(id))
+  ours.delete(id)
 }
 
 const kinds = {
@@ -82,6 +84,18 @@ function add (request) {
   }
 }
 
+/** Calls a function, and another one when the first has ended. */
+function whenOver (fn, then) {
+  try {
+    const returned = fn()
+    if (returned === undefined) then()
+    return returned?.finally(then)
+  } catch (error) {
+    then()
+    throw error
+  }
+}
+
 /**
  * @param app whose task it is
  * @param list what the tasks of one list have in common
@@ -95,7 +109,7 @@ function accepted (app, list, addTask) {
     if (performance.now() - addedAt > OVERDUE_MS) write('overdue', id)
     // Added by a task.
     if (Math.random() < 0.02) accepted(app, 'app', run => app.backgroundTasks.addTask(run, 'sync'))
-    return kinds[kind]()
+    return whenOver(kinds[kind], () => { ours.delete(task.id) })
   })
   ours.set(task.id, id)
   if (late.has(task.id)) write('late', id)
@@ -200,4 +214,15 @@ closeWithGrace({ delay: 10_000 }, async ({ err }) => {
 })
 
 const apps = await Promise.all([start('one', {}), start('two', { http2: true })])
+// Node keeps a stream for ever that its client has closed while a chunk was to be written, and its session with it, without any framework, too.
+apps[1].server.on('session', session => { session.setTimeout(3_000, () => { session.destroy() }) })
+process.on('message', async () => {
+  await Promise.all(apps.map(app => app.backgroundTasks.idle()))
+  for (let i = 0; i < 4; i++) {
+    await sleep(50)
+    globalThis.gc()
+  }
+  process.send({ heap: process.memoryUsage().heapUsed, handles: process.getActiveResourcesInfo().length })
+})
+
 process.send(apps.map(app => /** @type {import('node:net').AddressInfo} */ (app.server.address()).port))
