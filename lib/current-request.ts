@@ -9,6 +9,10 @@ export function currentRequest (): FastifyRequest | undefined {
   return storage.getStore()
 }
 
+export function isPartOf (request: FastifyRequest): boolean {
+  return storage.getStore() === request
+}
+
 /** Calls a function as part of a request, or of none. What the function starts is part of it, too. */
 export function asPartOf<Args extends unknown[], Result> (request: FastifyRequest | undefined, fn: (...args: Args) => Result, ...args: Args): Result {
   return storage.getStore() === request ? fn(...args) : storage.run(request, fn, ...args)

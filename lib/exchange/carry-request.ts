@@ -1,7 +1,7 @@
 /** Keeps code that runs for a request part of that request, where Node calls it from elsewhere (`ambient: true`). */
 import type { EventEmitter } from 'node:events'
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import { asPartOf } from '../current-request.js'
+import { asPartOf, isPartOf } from '../current-request.js'
 import { attempt } from '../foreign.js'
 import { isUpgrade } from './upgrade.js'
 
@@ -12,6 +12,8 @@ interface Carried {
   readonly request: FastifyRequest
   readonly emit: EventEmitter['emit']
 }
+
+type EmitArguments = Parameters<EventEmitter['emit']>
 
 type Emitter = EventEmitter & { [kCarried]?: Carried }
 
@@ -49,7 +51,7 @@ function carryTimeout (connection: Connection, request: FastifyRequest): void {
   })
 }
 
-function emitTimeout (this: Connection, ...args: Parameters<EventEmitter['emit']>): boolean {
+function emitTimeout (this: Connection, ...args: EmitArguments): boolean {
   // It is set together with this function.
   const { request, emit } = this[kServed] as NonNullable<Connection[typeof kServed]>
   const served = args[0] === 'timeout' ? request.deref() : undefined
@@ -61,25 +63,25 @@ function emitTimeout (this: Connection, ...args: Parameters<EventEmitter['emit']
  * that emits nothing: the stand-in for a request that `injectWS` makes.
  */
 function carry (emitter: Emitter | undefined, request: FastifyRequest): void {
-  if (emitter === undefined) return
-  attempt(() => {
-    const { emit } = emitter
-    if (typeof emit !== 'function') return
-    const carried = emitter[kCarried]
+  // No `attempt`: it would cost each request a closure.
+  try {
+    if (typeof emitter?.emit !== 'function') return
+    const { emit, [kCarried]: carried } = emitter
     // Fastify may make several requests of one raw request (`app.routing`): the last one counts.
     emitter[kCarried] = { request, emit: carried?.emit ?? emit }
     if (carried === undefined) emitter.emit = emitCarried
-  })
+  } catch {}
 }
 
-function emitCarried (this: Emitter, ...args: Parameters<EventEmitter['emit']>): boolean {
+function emitCarried (this: Emitter, event: string | symbol): boolean {
   // It is set together with this function.
   const { request, emit } = this[kCarried] as Carried
+  const args = arguments as unknown as EmitArguments
   // Most events have no listener, and entering the request costs more than the call.
-  if (this.listenerCount(args[0]) === 0) return emit.apply(this, args)
+  if (this.listenerCount(event) === 0 || isPartOf(request)) return emit.apply(this, args)
   return asPartOf(request, apply, emit, this, args)
 }
 
-function apply (emit: EventEmitter['emit'], emitter: Emitter, args: Parameters<EventEmitter['emit']>): boolean {
+function apply (emit: EventEmitter['emit'], emitter: Emitter, args: EmitArguments): boolean {
   return emit.apply(emitter, args)
 }

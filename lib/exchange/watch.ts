@@ -4,7 +4,7 @@
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import { isToBeRetried, RETRY_AFTER } from '../errors.js'
-import { asPartOf } from '../current-request.js'
+import { asPartOf, isPartOf } from '../current-request.js'
 import { attempt, isNativePromise, promiseOf } from '../foreign.js'
 import { instancesOf } from '../instances.js'
 import { carryRequest } from './carry-request.js'
@@ -84,24 +84,32 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
         return
       }
       carryRequest(request, reply)
-      asPartOf(request, done as () => void)
+      enter(request, done as () => void)
     })
     instance.addHook('onSend', isAmbient ? partOf(backgroundTasksOnSend) : backgroundTasksOnSend)
     instance.addHook('onError', isAmbient ? partOf(backgroundTasksOnError) : backgroundTasksOnError)
     if (isAmbient) {
-      for (const name of ['preValidation', 'preHandler'] as const) instance.addHook(name as 'preHandler', partOf((_request, _reply, done: () => void) => { done() }))
-      for (const name of ['preParsing', 'preSerialization'] as const) instance.addHook(name as 'preSerialization', partOf((_request, _reply, _payload, done: () => void) => { done() }))
+      for (const name of ['preValidation', 'preHandler'] as const) instance.addHook(name as 'preHandler', (request, _reply, done) => { enter(request, done) })
+      for (const name of ['preParsing', 'preSerialization'] as const) instance.addHook(name as 'preSerialization', (request, _reply, _payload, done) => { enter(request, done) })
     }
   }
 }
 
 /**
- * Makes a hook, and the hooks after it, part of their request. Fastify may come from a timer, or from the callback of a connection that
- * another request has opened: such code calls the `done` of a hook, and replies.
+ * Makes the hooks that follow part of their request. Fastify may come from a timer, or from the callback of a connection that another request
+ * has opened: such code calls the `done` of a hook, and replies.
  */
-function partOf<Rest extends unknown[]> (hook: (request: FastifyRequest, reply: FastifyReply, ...rest: Rest) => void): (request: FastifyRequest, reply: FastifyReply, ...rest: Rest) => void {
-  // Fastify calls a hook by the number of its parameters.
-  return Object.defineProperty((request: FastifyRequest, reply: FastifyReply, ...rest: Rest): void => { asPartOf(request, hook, request, reply, ...rest) }, 'length', { value: hook.length })
+function enter (request: FastifyRequest, done: () => void): void {
+  if (isPartOf(request)) done()
+  else asPartOf(request, done)
+}
+
+/** Makes a hook, and the hooks after it, part of their request. */
+function partOf<Value> (hook: (request: FastifyRequest, reply: FastifyReply, value: Value, done: Done) => void): typeof hook {
+  return (request, reply, value, done) => {
+    if (isPartOf(request)) hook(request, reply, value, done)
+    else asPartOf(request, hook, request, reply, value, done)
+  }
 }
 
 /** Attaches the reply to its request. Any of our hooks may be the first that is given the reply, because a hook before ours can reply itself. */
@@ -265,7 +273,7 @@ function watchHandler (handler: Handler, isAmbient: boolean): Handler {
     let returned: unknown
     noteHandled(reply)
     try {
-      returned = isAmbient ? asPartOf(request, call, handler, this, request, reply) : handler.call(this, request, reply)
+      returned = isAmbient && !isPartOf(request) ? asPartOf(request, call, handler, this, request, reply) : handler.call(this, request, reply)
     } catch (error) {
       failed(reply, error)
       throw error
