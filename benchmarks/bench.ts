@@ -1,16 +1,19 @@
 /**
- * What this plugin costs: `npm run bench`, or `npm run bench -- requests lists engines results heap memory` for some of it,
+ * What this plugin costs: `npm run bench`, or `npm run bench -- requests lists engines results celery delayed scale heap memory` for some of it,
  * with `--rounds` and `--pairs` for the requests and `--processes` for the lists and the rounds of the engines. A report: what is not met is said, and ends
  * with 0.
  */
 import { cpus } from 'node:os'
 import { parseArgs } from 'node:util'
 import { benchEngines } from './engines.js'
+import { benchCelery } from './celery.js'
+import { benchDelayed } from './delayed.js'
 import { benchHeap, benchMemory } from './memory.js'
 import { benchLists } from './lists.js'
 import { notMet } from './report.js'
 import { benchRequests } from './requests.js'
 import { benchResults } from './results.js'
+import { benchScale } from './scale.js'
 
 const { values, positionals } = parseArgs({
   options: {
@@ -26,6 +29,9 @@ const parts: Record<string, () => Promise<void>> = {
   lists: () => benchLists(Number(values.processes)),
   engines: () => benchEngines(Number(values.processes)),
   results: benchResults,
+  celery: () => benchCelery(Number(values.processes)),
+  delayed: benchDelayed,
+  scale: benchScale,
   heap: benchHeap,
   memory: benchMemory
 }

@@ -15,10 +15,14 @@ export class Child<Ready> {
     this.ready = ready
   }
 
-  /** @param file a script of the folder processes */
-  static async start<Ready> (file: string, args: readonly string[], nodeOptions: readonly string[] = []): Promise<Child<Ready>> {
+  /**
+   * @param file a script of the folder processes, for Node, or for Debian's Python
+   * @param environment more variables of the environment
+   */
+  static async start<Ready> (file: string, args: readonly string[], nodeOptions: readonly string[] = [], environment: NodeJS.ProcessEnv = {}): Promise<Child<Ready>> {
     const path = fileURLToPath(new URL(`processes/${file}`, import.meta.url))
-    const process = fork(path, args, { execArgv: [...nodeOptions], env: { ...globalThis.process.env, NODE_ENV: 'production' } })
+    const python = file.endsWith('.py') ? { execPath: '/usr/bin/python3' } : {}
+    const process = fork(path, args, { ...python, execArgv: [...nodeOptions], env: { ...globalThis.process.env, NODE_ENV: 'production', ...environment } })
     return new Child(process, await nextMessage(process) as Ready)
   }
 

@@ -10,7 +10,7 @@ import { median, printHeading, printRow } from './report.js'
 export type Engine = 'bullmq' | 'pg-boss' | 'rabbitmq'
 /** See engine-process.js. */
 export type Way = 'plugin' | 'hand' | 'bare' | 'best' | 'graphile-worker' | 'job-queue'
-type Role = 'web' | 'worker' | 'latency'
+type Role = 'web' | 'worker' | 'latency' | 'delayed'
 
 export const WHAT: Record<Way, string> = {
   plugin: 'the plugin',
@@ -173,20 +173,25 @@ async function drainRate (engine: Engine, way: Way, before: number, jobs: number
     await filler.ask(`fill ${before + jobs}`)
     await filler.stop()
     const workers = await Promise.all(Array.from({ length: processes }, async () => await startEngine<null>(engine, way, 'worker', place)))
-    const ran = async (): Promise<number> => (await Promise.all(workers.map(async worker => await worker.ask('ran') as number))).reduce((sum, n) => sum + n, 0)
-    let first = 0
-    let from = performance.now()
-    await Promise.all(workers.map(async worker => await worker.ask('drain')))
-    while (first < before) {
-      await sleep(5)
-      first = await ran()
-      from = performance.now()
-    }
-    while (await ran() < before + jobs) await sleep(5)
-    rate = (before + jobs - first) / (performance.now() - from) * 1_000
+    rate = await rateOf(workers, before, jobs)
     for (const worker of workers) await worker.stop()
   })
   return rate
+}
+
+/** Jobs per second of workers that have enough to run, behind those that warm them up. */
+export async function rateOf (workers: readonly Child<null>[], before: number, jobs: number): Promise<number> {
+  const ran = async (): Promise<number> => (await Promise.all(workers.map(async worker => await worker.ask('ran') as number))).reduce((sum, n) => sum + n, 0)
+  let first = 0
+  let from = performance.now()
+  await Promise.all(workers.map(async worker => await worker.ask('drain')))
+  while (first < before) {
+    await sleep(5)
+    first = await ran()
+    from = performance.now()
+  }
+  while (await ran() < before + jobs) await sleep(5)
+  return (before + jobs - first) / (performance.now() - from) * 1_000
 }
 
 /** Milliseconds from the receipt to the start of a job, on an idle worker. */
@@ -229,7 +234,7 @@ async function benchIdle (engine: Engine, ways: readonly Way[]): Promise<void> {
 }
 
 /** As a process is that has been at work for a while: V8 interprets at first. */
-async function warmUp (child: Child<null>): Promise<void> {
+export async function warmUp (child: Child<null>): Promise<void> {
   await child.ask(`fill ${WARM_UP}`)
   while (await child.ask('ran') as number < WARM_UP) await sleep(20)
 }
@@ -240,18 +245,19 @@ async function benchWorkers (engine: Engine): Promise<void> {
   printRow({ what: `${engine}: drain by one, two, four processes`, figure: `${rates.join(', ')} jobs/s` })
 }
 
-export async function startEngine<Ready> (engine: Engine, way: Way, role: Role, place: string): Promise<Child<Ready>> {
-  return await Child.start<Ready>('engine-process.js', [engine, way, role, place])
+/** @param environment what `ways/promises.js` reads */
+export async function startEngine<Ready> (engine: Engine, way: Way, role: Role, place: string, environment: NodeJS.ProcessEnv = {}): Promise<Child<Ready>> {
+  return await Child.start<Ready>('engine-process.js', [engine, way, role, place], [], environment)
 }
 
-/** Two places of their own, which are gone afterwards. */
-export async function inPlaces (engine: Engine, use: (places: string[]) => Promise<void>): Promise<void> {
+/** Two places of their own, which are gone afterwards, with the queues of these definitions. */
+export async function inPlaces (engine: Engine, use: (places: string[]) => Promise<void>, names: readonly string[] = ['bench']): Promise<void> {
   const places = Array.from({ length: 2 }, () => `fbt_bench_${randomUUID().slice(0, 8)}`)
   try {
     await use(places)
   } finally {
     const remove = { bullmq: removeKeys, 'pg-boss': dropSchema, rabbitmq: deleteQueues }[engine]
-    await Promise.all(places.map(remove))
+    await Promise.all(places.map(async place => { await remove(place, names) }))
   }
 }
 
@@ -270,10 +276,10 @@ async function dropSchema (schema: string): Promise<void> {
   await client.end()
 }
 
-async function deleteQueues (prefix: string): Promise<void> {
+async function deleteQueues (prefix: string, names: readonly string[]): Promise<void> {
   const connection = await connect(RABBITMQ_URL)
   const channel = await connection.createChannel()
-  for (const queue of [`${prefix}.bench`, `${prefix}.bench.dead`]) await channel.deleteQueue(queue)
+  for (const queue of names.flatMap(name => [`${prefix}.${name}`, `${prefix}.${name}.dead`])) await channel.deleteQueue(queue)
   await connection.close()
 }
 

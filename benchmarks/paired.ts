@@ -6,7 +6,10 @@ const WARM_UP = 20_000
 /** Long rounds drown in what else the machine does. */
 const REQUESTS = 3_000
 
-export type Kind = 'hook' | 'hand' | 'unused' | 'tasks' | 'ambient' | 'context'
+export type Kind = 'hook' | 'hand' | 'unused' | 'tasks' | 'engine' | 'ambient' | 'unused-ambient' | 'context'
+
+/** Those whose route adds no task. */
+const ADD_NOTHING: readonly Kind[] = ['hook', 'unused', 'unused-ambient']
 
 /** What of `servers.js` is measured. */
 export interface Server {
@@ -96,7 +99,7 @@ class Measured {
   async stop (): Promise<void> {
     const { kind, tasks } = this.#server
     const ran = await this.#child.ask('ran')
-    const expected = kind !== 'hook' && kind !== 'unused' ? this.#requests * tasks : 0
+    const expected = ADD_NOTHING.includes(kind) ? 0 : this.#requests * tasks
     this.#load.close()
     await this.#child.stop()
     if (ran !== expected) throw new Error(`${kind} ran ${ran} tasks in place of ${expected}: its figures mean nothing`)

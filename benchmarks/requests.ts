@@ -13,6 +13,8 @@ const COMPARED: readonly Compared[] = [
   { what: 'plugin, no task / no-op hook', kinds: ['unused', 'hook'], tasks: 0, limit: 1.01 },
   { what: 'one task / no-op hook', kinds: ['tasks', 'hook'], tasks: 1, limit: 1.03 },
   { what: 'one task / written by hand', kinds: ['tasks', 'hand'], tasks: 1, limit: 0.98 },
+  { what: 'one task, with an engine / without one', kinds: ['engine', 'tasks'], tasks: 1 },
+  { what: 'no task, ambient / not ambient', kinds: ['unused-ambient', 'unused'], tasks: 0 },
   { what: 'one task, ambient / request.backgroundTasks', kinds: ['ambient', 'tasks'], tasks: 1, limit: 1.06 },
   { what: 'one task, ambient / by hand with @fastify/request-context', kinds: ['ambient', 'context'], tasks: 1, limit: 1 },
   { what: 'ten tasks / no-op hook', kinds: ['tasks', 'hook'], tasks: 10 },

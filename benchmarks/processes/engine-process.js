@@ -2,12 +2,14 @@
 /**
  * One side of a comparison of engines: `node engine-process.js <engine> <way> <role> <place>`. `way` is one of the ways of an engine below:
  * `plugin`; `hand`, the library with the same promises; `bare`, the library alone; and others. `role` is `web` (serves a route that adds one
- * task), `worker` (runs them) or `latency` (both). The process says its port, or null, and answers `cpu` (microseconds), `memory` (bytes, as
+ * task), `worker` (runs them), `latency` or `delayed` (both). The process says its port, or null, and answers `cpu` (microseconds), `memory` (bytes, as
  * the operating system counts them), `ran`, `fill <n>`, `drain` (starts running what is there) and `latency <n>` (milliseconds from stored to
- * started), and `wait <waiting> <n>` (milliseconds from the call to the result of a task that another process runs, n times in each of so many
- * loops).
+ * started), `wait <waiting> <n>` (milliseconds from the call to the result of a task that another process runs, n times in each of so many
+ * loops), `store <n>` (stores them one by one) and `delayed <n> <span> <rate>` (milliseconds by which n jobs, due over a span of milliseconds,
+ * started late, while so many others a second are stored and run).
  */
 import Fastify from 'fastify'
+import { PAYLOAD } from './ways/promises.js'
 
 /**
  * @typedef {object} Place
@@ -23,6 +25,7 @@ import Fastify from 'fastify'
  * @property {(n: number) => Promise<unknown>} fill stores many
  * @property {() => Promise<unknown>} drain starts running them
  * @property {() => Promise<unknown>} [wait] stores one task, and waits for its result
+ * @property {(delay: number, payload: unknown) => Promise<unknown>} [delayed] stores one task that is due in so many milliseconds
  *
  * @typedef {(place: Place) => Promise<Opened>} OpenWay
  */
@@ -40,19 +43,29 @@ const OTHERS = {
 
 const [engine, way, role, place] = process.argv.slice(2)
 let ran = 0
-/** @type {(value?: unknown) => void} */
+/** @type {(payload?: any) => void} */
 let onRun = () => {}
 
-function work (_payload) {
+function work (payload) {
   ran++
-  onRun()
+  onRun(payload)
 }
 
 const app = Fastify()
 /** @type {OpenWay} */
 const open = await (OTHERS[way] ?? BY_HAND[engine])()
-const { add, fill, drain, wait } = await open({ app, engine, way, role, place, work })
-if (role === 'latency' && way !== 'plugin') await drain()
+const { add, fill, drain, wait, delayed } = await open({ app, engine, way, role, place, work })
+if ((role === 'latency' || role === 'delayed') && way !== 'plugin') await drain()
+
+/** Milliseconds in which all delayed jobs are stored. */
+const LEAD_MS = 15_000
+
+function withResolvers () {
+  /** @type {(value?: unknown) => void} */
+  let resolve
+  const promise = new Promise(_resolve => { resolve = _resolve })
+  return { promise, resolve }
+}
 
 const answers = {
   cpu () {
@@ -74,6 +87,31 @@ const answers = {
       await new Promise(resolve => { setTimeout(resolve, 5) })
     }
     return waits
+  },
+  async store (n) {
+    for (let i = 0; i < Number(n); i++) await add()
+  },
+  async delayed (n, span, rate) {
+    const late = []
+    const { promise, resolve } = withResolvers()
+    onRun = ({ subject, text }) => {
+      if (subject !== 'delayed') return
+      late.push(Date.now() - Number(text))
+      if (late.length === Number(n)) resolve()
+    }
+    // All are stored before the first one is due.
+    const from = Date.now() + LEAD_MS
+    for (let i = 0; i < Number(n); i += 100) {
+      await Promise.all(Array.from({ length: Math.min(100, Number(n) - i) }, async (_, j) => {
+        const due = from + Math.floor((i + j) * Number(span) / Number(n))
+        await delayed(due - Date.now(), { ...PAYLOAD, subject: 'delayed', text: String(due) })
+      }))
+    }
+    if (Date.now() > from) throw new Error('they were not stored in time')
+    const others = Number(rate) > 0 ? setInterval(() => fill(Number(rate) / 20), 50) : undefined
+    await promise
+    clearInterval(others)
+    return late
   },
   async wait (waiting, n) {
     const waits = []

@@ -5,9 +5,11 @@
  */
 import { once } from 'node:events'
 import Fastify from 'fastify'
+import { Type } from '@sinclair/typebox'
 import { fastifyRequestContext, requestContext } from '@fastify/request-context'
-import backgroundTasks from 'fastify-background-tasks'
+import backgroundTasks, { defineTask } from 'fastify-background-tasks'
 import { addTask } from 'fastify-background-tasks/ambient'
+import { bullmq } from 'fastify-background-tasks/bullmq'
 
 const [kind, tasks, logger] = process.argv.slice(2)
 const count = Number(tasks)
@@ -67,6 +69,22 @@ const routes = {
     await app.register(backgroundTasks, { ambient: true })
     app.get('/', async () => {
       for (let i = 0; i < count; i++) addTask(task, 1)
+      return { hello: 'world' }
+    })
+  },
+
+  /** The same app, with a route that adds nothing. */
+  async 'unused-ambient' () {
+    await app.register(backgroundTasks, { ambient: true })
+    app.get('/', async () => ({ hello: 'world' }))
+  },
+
+  /** With an engine, whose server is not asked: the task is a function. */
+  async engine () {
+    const definition = defineTask({ name: 'bench', payload: Type.Object({}), handler: () => {} })
+    await app.register(backgroundTasks, { tasks: [definition], engine: bullmq({ connection: process.env.REDIS_URL ?? 'redis://127.0.0.1:6379', prefix: 'fbt_bench_requests' }), worker: false })
+    app.get('/', async request => {
+      for (let i = 0; i < count; i++) request.backgroundTasks.addTask(task, 1)
       return { hello: 'world' }
     })
   },

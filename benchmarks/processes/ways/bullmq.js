@@ -22,6 +22,10 @@ export async function bullmqByHand ({ app, place, way, work }) {
   let events
   return {
     add,
+    delayed (delay, payload) {
+      const { id, data } = stored(undefined, payload)
+      return inTime(queue.add('bench', data, { jobId: id, delay, ...KEEP }))
+    },
     async wait () {
       events ??= new QueueEvents('bench', { connection: { url: REDIS_URL }, prefix: place })
       return await (await add(undefined)).waitUntilFinished(events, 60_000)

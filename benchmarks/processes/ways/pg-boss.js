@@ -29,12 +29,16 @@ export async function pgBossByHand ({ app, place, way, role, work }) {
   })
   return {
     add,
+    delayed (delay, payload) {
+      const { id, data } = stored(undefined, payload)
+      return inTime(boss.send('bench', data, { id, startAfter: new Date(Date.now() + delay) }))
+    },
     fill: n => inGroups(n, count => boss.insert('bench', Array.from({ length: count }, () => isBare ? { data: PAYLOAD } : stored(undefined)))),
     drain: async () => {
       const settings = role === 'latency' || way === 'bare' ? {} : WORK[way === 'best' ? 'best' : 'perJob']
       await boss.work('bench', settings, async jobs => {
         if (isBare || role === 'latency') {
-          for (const job of jobs) work(job.data)
+          for (const job of jobs) work(isBare ? job.data : job.data.payload)
           return
         }
         return await Promise.all(jobs.map(async job => {

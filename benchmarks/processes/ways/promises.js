@@ -4,7 +4,10 @@ import { randomUUID } from 'node:crypto'
 import { Type } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 
-export const PAYLOAD = { to: 'ada@example.com', subject: 'Your order', text: 'x'.repeat(150) }
+/** `BENCH_PAYLOAD`: characters of the text. */
+export const PAYLOAD = { to: 'ada@example.com', subject: 'Your order', text: 'x'.repeat(Number(process.env.BENCH_PAYLOAD ?? 150)) }
+/** `BENCH_TASKS`: names of the definitions, of which jobs are added in turn. Only the plugin has several. */
+export const NAMES = (process.env.BENCH_TASKS ?? 'bench').split(',')
 export const SCHEMA = Type.Object({ to: Type.String(), subject: Type.String(), text: Type.String() })
 export const CONCURRENCY = 50
 export const { REDIS_URL = 'redis://127.0.0.1:6379', POSTGRES_URL = 'postgres://postgres@127.0.0.1:5432/test', RABBITMQ_URL = 'amqp://guest:guest@127.0.0.1:5672' } = process.env
@@ -21,10 +24,11 @@ export function checked (payload) {
 /**
  * What is stored of one task.
  * @param {import('fastify').FastifyRequest | undefined} request
+ * @param {unknown} [payload]
  */
-export function stored (request) {
+export function stored (request, payload = PAYLOAD) {
   const { traceparent, tracestate, baggage } = request?.headers ?? {}
-  return { id: randomUUID(), data: { payload: checked(PAYLOAD), headers: { traceparent, tracestate, baggage }, requestId: request?.id, enqueuedAt: Date.now() } }
+  return { id: randomUUID(), data: { payload: checked(payload), headers: { traceparent, tracestate, baggage }, requestId: request?.id, enqueuedAt: Date.now() } }
 }
 
 /**
