@@ -1,5 +1,5 @@
 /**
- * What this plugin costs: `npm run bench`, or `npm run bench -- requests lists engines results celery delayed scale heap memory` for some of it,
+ * What this plugin costs: `npm run bench`, or `npm run bench -- requests lists engines results operating celery delayed scale heap memory` for some of it,
  * with `--rounds` and `--pairs` for the requests and `--processes` for the lists and the rounds of the engines. A report: what is not met is said, and ends
  * with 0.
  */
@@ -10,6 +10,7 @@ import { benchCelery } from './celery.js'
 import { benchDelayed } from './delayed.js'
 import { benchHeap, benchMemory } from './memory.js'
 import { benchLists } from './lists.js'
+import { benchOperating } from './operating.js'
 import { notMet } from './report.js'
 import { benchRequests } from './requests.js'
 import { benchResults } from './results.js'
@@ -29,6 +30,7 @@ const parts: Record<string, () => Promise<void>> = {
   lists: () => benchLists(Number(values.processes)),
   engines: () => benchEngines(Number(values.processes)),
   results: benchResults,
+  operating: benchOperating,
   celery: () => benchCelery(Number(values.processes)),
   delayed: benchDelayed,
   scale: benchScale,

@@ -6,7 +6,8 @@
  * the operating system counts them), `ran`, `fill <n>`, `drain` (starts running what is there) and `latency <n>` (milliseconds from stored to
  * started), `wait <waiting> <n>` (milliseconds from the call to the result of a task that another process runs, n times in each of so many
  * loops), `store <n>` (stores them one by one) and `delayed <n> <span> <rate>` (milliseconds by which n jobs, due over a span of milliseconds,
- * started late, while so many others a second are stored and run).
+ * started late, while so many others a second are stored and run), `count <n>` and `find <n>` (milliseconds of n calls, of which each `find`
+ * reads the next page of failed jobs).
  */
 import Fastify from 'fastify'
 import { PAYLOAD } from './ways/promises.js'
@@ -26,6 +27,8 @@ import { PAYLOAD } from './ways/promises.js'
  * @property {() => Promise<unknown>} drain starts running them
  * @property {() => Promise<unknown>} [wait] stores one task, and waits for its result
  * @property {(delay: number, payload: unknown) => Promise<unknown>} [delayed] stores one task that is due in so many milliseconds
+ * @property {() => Promise<unknown>} [count] counts the jobs
+ * @property {(after?: string) => Promise<{ records: readonly unknown[], next?: string }>} [find] reads a page of failed jobs
  *
  * @typedef {(place: Place) => Promise<Opened>} OpenWay
  */
@@ -48,13 +51,14 @@ let onRun = () => {}
 
 function work (payload) {
   ran++
+  if (process.env.BENCH_FAILS) throw new Error('as the benchmark wants it')
   onRun(payload)
 }
 
 const app = Fastify()
 /** @type {OpenWay} */
 const open = await (OTHERS[way] ?? BY_HAND[engine])()
-const { add, fill, drain, wait, delayed } = await open({ app, engine, way, role, place, work })
+const { add, fill, drain, wait, delayed, count, find } = await open({ app, engine, way, role, place, work })
 if ((role === 'latency' || role === 'delayed') && way !== 'plugin') await drain()
 
 /** Milliseconds in which all delayed jobs are stored. */
@@ -65,6 +69,17 @@ function withResolvers () {
   let resolve
   const promise = new Promise(_resolve => { resolve = _resolve })
   return { promise, resolve }
+}
+
+/** Milliseconds of so many calls, one after another. */
+async function timesOf (n, call) {
+  const times = []
+  for (let i = 0; i < n; i++) {
+    const from = performance.now()
+    await call()
+    times.push(performance.now() - from)
+  }
+  return times
 }
 
 const answers = {
@@ -112,6 +127,15 @@ const answers = {
     await promise
     clearInterval(others)
     return late
+  },
+  count: async n => await timesOf(Number(n), () => count()),
+  async find (n) {
+    let after
+    return await timesOf(Number(n), async () => {
+      const { records, next } = await find(after)
+      if (records.length !== 50) throw new Error(`a page of ${records.length}`)
+      after = next
+    })
   },
   async wait (waiting, n) {
     const waits = []

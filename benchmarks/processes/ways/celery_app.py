@@ -46,7 +46,7 @@ def main():
             [sys.executable, "-m", "celery", "-A", "celery_app", "worker", "--concurrency", "2", "--loglevel", "ERROR",
              "--without-gossip", "--without-mingle", "--without-heartbeat"],
             cwd=os.path.dirname(__file__),
-            env={**os.environ, "BENCH_PREFIX": PREFIX},
+            env={**os.environ, "BENCH_PREFIX": PREFIX, "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -11,6 +11,9 @@ const WORK = {
   perJob: { batchSize: 1_000, localConcurrency: 2, pollingIntervalSeconds: 0.5, burstWhenBatchFull: true, perJobResults: true }
 }
 
+/** It notifies nobody of a delayed job, and looks for one each 30 s by default where it notifies of others. */
+const SOON = { notifyPollingIntervalSeconds: 0.5 }
+
 /** @type {import('../engine-process.js').OpenWay} */
 export async function pgBossByHand ({ app, place, way, role, work }) {
   const boss = new PgBoss({ connectionString: POSTGRES_URL, schema: place, useListenNotify: true })
@@ -35,7 +38,7 @@ export async function pgBossByHand ({ app, place, way, role, work }) {
     },
     fill: n => inGroups(n, count => boss.insert('bench', Array.from({ length: count }, () => isBare ? { data: PAYLOAD } : stored(undefined)))),
     drain: async () => {
-      const settings = role === 'latency' || way === 'bare' ? {} : WORK[way === 'best' ? 'best' : 'perJob']
+      const settings = role === 'latency' || way === 'bare' ? {} : { ...WORK[way === 'best' ? 'best' : 'perJob'], ...role === 'delayed' && SOON }
       await boss.work('bench', settings, async jobs => {
         if (isBare || role === 'latency') {
           for (const job of jobs) work(isBare ? job.data : job.data.payload)

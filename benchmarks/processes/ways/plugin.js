@@ -27,8 +27,11 @@ export async function plugin ({ app, engine, place, role, work }) {
     const { id } = await add()
     return await app.backgroundTasks.result(task, id, { timeout: 60_000 })
   }
+  const count = () => app.backgroundTasks.count(task)
+  /** @param {string} [after] */
+  const find = after => app.backgroundTasks.find(task, { state: 'failed', limit: 50, after })
   // Consuming begins when the app is ready. The connection is there before, as it is with the library alone: it is made for one job more.
   if (role === 'worker') await add()
   else await app.ready()
-  return { add, fill: n => inGroups(n, count => Promise.all(Array.from({ length: count }, add))), drain: () => app.ready(), wait, delayed }
+  return { add, fill: n => inGroups(n, count => Promise.all(Array.from({ length: count }, add))), drain: () => app.ready(), wait, delayed, count, find }
 }
