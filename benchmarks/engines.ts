@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { connect } from 'amqplib'
 import { Redis } from 'ioredis'
 import pg from 'pg'
+import { waitsOf } from '../test/support/rabbitmq.js'
 import { Child } from './child.js'
 import { Load } from './load.js'
 import { median, printHeading, printRow } from './report.js'
@@ -280,6 +281,7 @@ async function deleteQueues (prefix: string, names: readonly string[]): Promise<
   const connection = await connect(RABBITMQ_URL)
   const channel = await connection.createChannel()
   for (const queue of names.flatMap(name => [`${prefix}.${name}`, `${prefix}.${name}.dead`])) await channel.deleteQueue(queue)
+  await Promise.all(waitsOf(prefix).flatMap(name => [channel.deleteQueue(name), channel.deleteExchange(name)]))
   await connection.close()
 }
 

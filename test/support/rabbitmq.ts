@@ -46,6 +46,6 @@ export async function openRabbitMq (t: Test): Promise<OpenRabbitMq | undefined> 
   }
 }
 
-function waitsOf (prefix: string): string[] {
+export function waitsOf (prefix: string): string[] {
   return Array.from({ length: 27 * 8 }, (_, i) => `${prefix}:wait:${Math.ceil(125 * 2 ** (Math.floor(i / 8) - 6) * (8 + i % 8))}`)
 }
