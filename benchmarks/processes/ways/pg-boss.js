@@ -38,10 +38,10 @@ export async function pgBossByHand ({ app, place, way, role, work }) {
     },
     fill: n => inGroups(n, count => boss.insert('bench', Array.from({ length: count }, () => isBare ? { data: PAYLOAD } : stored(undefined)))),
     drain: async () => {
-      const settings = role === 'latency' || way === 'bare' ? {} : { ...WORK[way === 'best' ? 'best' : 'perJob'], ...role === 'delayed' && SOON }
+      const settings = way === 'bare' ? {} : { ...WORK[way === 'best' ? 'best' : 'perJob'], ...role === 'delayed' && SOON }
       await boss.work('bench', settings, async jobs => {
-        if (isBare || role === 'latency') {
-          for (const job of jobs) work(isBare ? job.data : job.data.payload)
+        if (isBare) {
+          for (const job of jobs) work(job.data)
           return
         }
         return await Promise.all(jobs.map(async job => {
