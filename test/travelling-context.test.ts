@@ -45,7 +45,7 @@ t.test('the value is there in each attempt and in onFailed, and the payload and 
 
 t.test('it is stored beside the payload, and restored where an engine delivers the job; a job without one runs without', async t => {
   const engine = new StubEngine()
-  const { app } = await start(t, { tasks: [note], context, engine })
+  const { app, logs } = await start(t, { tasks: [note], context, engine })
   app.get('/', async request => { request.backgroundTasks.addTask(note, 'stored') })
   await app.inject({ url: '/', headers: { 'x-tenant': 'a' } })
   const job = engine.stored.flat()[0]
@@ -53,6 +53,7 @@ t.test('it is stored beside the payload, and restored where an engine delivers t
   t.strictSame(await engine.deliver({ task: 'note', payload: 'delivered', context: job?.context }), { kind: 'done', result: 'delivered' })
   for (const odd of [undefined, 'no JSON', `"${'x'.repeat(5_000)}"`]) await engine.deliver({ task: 'note', payload: 'odd', context: odd })
   t.strictSame(found, [['delivered', { id: 'a' }], ...Array(3).fill(['odd', undefined])])
+  t.match(logs.filter(({ level }) => level === 40), [{ msg: 'background task "note" has a context that no app of this package has stored: it runs without' }], 'one warning')
   const other = new StubEngine()
   const without = await start(t, { tasks: [note], engine: other })
   await without.app.ready()
@@ -141,6 +142,64 @@ t.test('whatever restore does with run, the attempt is made once, ends before th
     t.match(await app.backgroundTasks.get(fails, id), { state: 'failed', attempt: 2, error: { message } })
     t.strictSame(found, late.length > 0 ? [] : Array(2).fill('ran beside 0'), `restore ${index}`)
   }
+})
+
+t.test('an attempt, or an onFailed, that has ended before restore calls run is not made any more', async t => {
+  let runs: Array<() => unknown> = []
+  let called: () => void
+  const restored = async (times: number): Promise<void> => { while (runs.length < times) await new Promise<void>(resolve => { called = resolve }) }
+  let end: () => void
+  const ended = new Promise<void>(resolve => { end = resolve })
+  const restore = async (_value: never, run: () => unknown): Promise<void> => {
+    runs.push(run)
+    called?.()
+    await ended
+  }
+  const options = { context: { capture: () => 1, restore } }
+  const add = async ({ app }: Awaited<ReturnType<typeof start>>, task: typeof note): Promise<string> => {
+    runs = []
+    app.get('/', async request => request.backgroundTasks.addTask(task, 'late').id)
+    return (await app.inject('/')).body
+  }
+  const made: string[] = []
+  const late = (options: object): typeof note => defineTask({ name: 'late', handler: async (what: string) => { made.push(what); return what }, ...options })
+
+  const twice = late({ timeout: 20, retry: { attempts: 2, backoff: { delay: 1 } }, onFailed: () => { made.push('onFailed') } })
+  const first = await start(t, { tasks: [twice], ...options })
+  await add(first, twice)
+  await restored(2)
+  t.equal(runs[0]?.(), undefined, 'the second attempt runs')
+  await restored(3)
+  await first.app.backgroundTasks.idle()
+  for (const run of runs) t.equal(run(), undefined, 'all are over')
+
+  const cancelled = late({})
+  const second = await start(t, { tasks: [cancelled], ...options })
+  const id = await add(second, cancelled)
+  await restored(1)
+  t.ok(await second.app.backgroundTasks.cancel(cancelled, id))
+  t.equal(runs[0]?.(), undefined, 'cancelled')
+
+  const closed = late({})
+  const third = await start(t, { tasks: [closed], closeTimeout: 10, ...options })
+  await add(third, closed)
+  await restored(1)
+  await third.app.close()
+  t.equal(runs[0]?.(), undefined, 'abandoned')
+
+  const engine = new StubEngine()
+  const fourth = await start(t, { tasks: [closed], closeTimeout: 10, engine, ...options })
+  await fourth.app.ready()
+  runs = []
+  const verdict = engine.deliver({ task: 'late', payload: 'late', context: '1' })
+  await restored(1)
+  await fourth.app.close()
+  t.match(await verdict, { kind: 'released' })
+  t.equal(runs[0]?.(), undefined, 'released')
+  // Nobody is told any more that run was not called.
+  end!()
+  await sleep(1)
+  t.strictSame(made, [])
 })
 
 t.test('a lazy thenable that a handler returns is started once', async t => {

@@ -176,7 +176,7 @@ export class DefinedTask extends BackgroundTask {
       log: this.log as FastifyBaseLogger,
       app: surroundings.app
     }
-    return () => this.#restored(() => onFailed(read(parse(input)) as never, error, context), surroundings)
+    return () => this.#restored(() => onFailed(read(parse(input)) as never, error, context), () => this.#isFailing, surroundings)
   }
 
   succeeded (result: unknown): void {
@@ -260,16 +260,15 @@ export class DefinedTask extends BackgroundTask {
     const payload = this.#read()
     const context = new AttemptContext(this, this.log as FastifyBaseLogger, app)
     // An app whose tasks have files has threads, unless it only stores them, and then nothing is run here.
-    return this.#restored(() => handler === undefined
-      ? runInThread(threads as ThreadPool, name, file as string, payload, context)
-      : handler(payload as never, context))
+    const call = (): unknown => handler === undefined ? runInThread(threads as ThreadPool, name, file as string, payload, context) : handler(payload as never, context)
+    return this.#restored(call, () => this.state === 'running' && this.attempt === context.attempt)
   }
 
   /** Makes a call of the user's code with the captured value of the request restored. */
-  #restored (call: () => unknown, surroundings = this.#surroundings): unknown {
+  #restored (call: () => unknown, isWanted: () => boolean, surroundings = this.#surroundings): unknown {
     const { context: text } = this.envelope
     const context = surroundings?.context
-    return text === undefined || context === undefined ? call() : context.around(text, call)
+    return text === undefined || context === undefined ? call() : context.around(text, call, isWanted)
   }
 
   /** @throws FST_BGT_INVALID_PAYLOAD if the schema refuses what an engine found */

@@ -125,10 +125,11 @@ export class Jobs {
 
   /** The captured value of a delivery, if this app can restore it. */
   #contextOf ({ task, context }: Delivery): string | undefined {
-    if (context === undefined || !isCaptured(context)) return undefined
-    const { log } = this.#outside
-    if (this.#outside.context !== undefined) return context
-    if (!this.#hasWarned) attempt(() => { log.warn(`background task "${task}" has a context, and this app has no option "context": it runs without`) })
+    if (context === undefined) return undefined
+    const isWhole = isCaptured(context)
+    if (isWhole && this.#outside.context !== undefined) return context
+    const why = isWhole ? 'a context, and this app has no option "context"' : 'a context that no app of this package has stored'
+    if (!this.#hasWarned) attempt(() => { this.#outside.log.warn(`background task "${task}" has ${why}: it runs without`) })
     this.#hasWarned = true
     return undefined
   }

@@ -45,12 +45,14 @@ export class TravellingContext {
   /**
    * Makes a call with the value restored.
    * @param text the value as JSON
+   * @param isWanted whether the call is still to be made: a timeout, a cancel or the shutdown may have come first
    */
-  around (text: string, call: () => unknown): unknown {
+  around (text: string, call: () => unknown, isWanted: () => boolean): unknown {
     let made: Made | undefined
     let isOver = false
     const ended = (): unknown => {
       isOver = true
+      if (made === undefined && !isWanted()) return undefined
       if (made === undefined) throw new Error('the option "context.restore" has to call run: it ended without that')
       return answer(made)
     }
@@ -63,8 +65,8 @@ export class TravellingContext {
       return running.then(rethrow, rethrow)
     }
     const run = (): unknown => {
-      // An attempt that has failed is not made any more.
-      if (made === undefined && isOver) return undefined
+      // An attempt that has ended is not made any more.
+      if (made === undefined && (isOver || !isWanted())) return undefined
       // A second call is given what the first one had: an attempt is made once.
       made ??= make(call)
       return answer(made)
