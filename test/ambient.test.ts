@@ -193,6 +193,101 @@ t.test('where a connection that another request has opened calls back, the hooks
   t.strictSame(found.filter(line => !line.endsWith(` ${line.split(':')[0] as string}`)), [])
 })
 
+t.test('whatever a hook leaves behind, the parser, the validator, the handler, the serializer and the error handler find their list', async t => {
+  const found: string[] = []
+  const app = await build(t, {}, { ambient: true })
+  await app.register(websocket)
+  const note = (place: string): void => { found.push(`${place} ${owner()}`) }
+  app.addHook('onRequest', async request => { own(request) })
+  const waiting: Array<() => void> = []
+  let connection: NodeJS.Timeout | undefined
+  const callBack = (done: () => void): void => {
+    waiting.push(done)
+    connection ??= setInterval(() => { for (const done of waiting.splice(0)) done() }, 1)
+  }
+  t.teardown(() => { clearInterval(connection) })
+  const leaves = (_request: unknown, _reply: unknown, done: () => void): void => { callBack(done) }
+  const leavesWith = (_request: unknown, _reply: unknown, _value: unknown, done: () => void): void => { callBack(done) }
+  const hooks = { preParsing: leavesWith, preValidation: leaves, preHandler: leaves, preSerialization: leavesWith, onError: leavesWith }
+  app.addContentTypeParser('text/plain', (_request: unknown, body: Readable, done: (error: null, body: string) => void) => {
+    note('parser')
+    body.on('end', () => { done(null, '') }).resume()
+  })
+  app.post('/places', {
+    ...hooks,
+    schema: { body: {} },
+    validatorCompiler: () => () => { note('validator'); return true },
+    errorHandler: (_error, _request, reply) => { note('error handler'); void reply.code(500).send() }
+  }, async (request, reply) => {
+    note('handler')
+    reply.serializer(() => { note('serializer'); return '' })
+    if (request.headers['x-id'] === 'fails') throw new Error('fails')
+    return {}
+  })
+  const task = (): void => { note('task') }
+  app.get('/socket', { websocket: true, ...hooks }, socket => {
+    note('socket')
+    addTask(task)
+    socket.close()
+  })
+  app.get('/fails', { preHandler: leaves }, async () => { throw new Error('fails') })
+
+  await app.inject({ url: '/fails', headers: { 'x-id': 'first' } })
+  const post = async (id: string): Promise<void> => { await app.inject({ method: 'POST', url: '/places', headers: { 'x-id': id, 'content-type': 'text/plain' }, payload: 'text' }) }
+  await Promise.all([post('works'), post('fails')])
+  const client = new WebSocket(`ws://127.0.0.1:${await listen(app)}/socket`, { headers: { 'x-id': 'socket' } })
+  await once(client, 'close')
+  await app.backgroundTasks.idle()
+  t.strictSame(found.sort(), [
+    ...['works', 'fails'].flatMap(id => ['parser', 'validator', 'handler'].map(place => `${place} ${id}`)),
+    'serializer works', 'error handler fails', 'socket socket', 'task socket'
+  ].sort())
+})
+
+t.test('a connection that is upgraded has served another request before: its timeout belongs to the last one', async t => {
+  const found: string[] = []
+  const app = await build(t, { connectionTimeout: 50 }, { ambient: true })
+  await app.register(websocket)
+  app.addHook('onRequest', async request => { own(request) })
+  const timedOut = deferred()
+  app.addHook('onTimeout', async () => { found.push(owner()); timedOut.resolve() })
+  app.get('/', async () => 'plain')
+  app.get('/socket', { websocket: true, preHandler: async () => { await timedOut.promise; throw new Error('too late') } }, () => {})
+  const socket = await connectRaw(t, app)
+  socket.write(requestText('/').replace('host', 'x-id: plain\r\nhost'))
+  await once(socket, 'data')
+  socket.write('GET /socket HTTP/1.1\r\nhost: localhost\r\nx-id: socket\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n')
+  await timedOut.promise
+  t.strictSame(found, ['socket'])
+})
+
+t.test('a copy of a raw request emits as any other object', async t => {
+  const found: unknown[] = []
+  const app = await build(t, {}, { ambient: true })
+  app.get('/', async request => {
+    const { emit } = request.raw as { emit: EventEmitter['emit'] }
+    const other = new EventEmitter().on('event', value => { found.push(value) })
+    emit.call(other, 'event', 'borrowed')
+    const { emit: emitOfConnection } = request.raw.socket as { emit: EventEmitter['emit'] }
+    emitOfConnection.call(other, 'event', 'of the connection')
+  })
+  await fetch(`http://127.0.0.1:${await listen(app)}/`)
+  t.strictSame(found, ['borrowed', 'of the connection'])
+})
+
+t.test('all our hooks have names', async t => {
+  const app = Fastify()
+  const names: string[] = []
+  const { addHook } = app
+  app.addHook = function (this: FastifyInstance, name: string, hook: (...args: never[]) => unknown) {
+    names.push(hook.name)
+    return addHook.call(this, name as 'onRequest', hook as never)
+  } as typeof addHook
+  await app.register(backgroundTasks, { ambient: true })
+  t.ok(names.length >= 7)
+  t.strictSame(names.filter(name => !name.startsWith('backgroundTasks')), [])
+})
+
 t.test('WebSocket handlers and their listeners, over injectWS', async t => {
   const found: boolean[] = []
   const app = await build(t, {}, { ambient: true })

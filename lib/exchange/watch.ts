@@ -4,10 +4,9 @@
  */
 import type { FastifyInstance, FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
 import { isToBeRetried, RETRY_AFTER } from '../errors.js'
-import { asPartOf, isPartOf } from '../current-request.js'
 import { attempt, isNativePromise, promiseOf } from '../foreign.js'
 import { instancesOf } from '../instances.js'
-import { carryRequest } from './carry-request.js'
+import { backgroundTasksEnter, backgroundTasksEnterWith, carryRequest, ENTERING, partOf } from './carry-request.js'
 import { isGone, isOfAbort } from './connection.js'
 import { Exchange, kExchange, type ExchangeListener, type ExchangeReply } from './exchange.js'
 import { failureOf, hasFailed, isHandled, noteFailure, noteHandled, noteReturned, noteSending, noteSettled } from './replies.js'
@@ -84,31 +83,11 @@ export function watchExchanges (app: FastifyInstance, open: (request: FastifyReq
         return
       }
       carryRequest(request, reply)
-      enter(request, done as () => void)
+      backgroundTasksEnter(request, reply, done as () => void)
     })
     instance.addHook('onSend', isAmbient ? partOf(backgroundTasksOnSend) : backgroundTasksOnSend)
     instance.addHook('onError', isAmbient ? partOf(backgroundTasksOnError) : backgroundTasksOnError)
-    if (isAmbient) {
-      for (const name of ['preValidation', 'preHandler'] as const) instance.addHook(name as 'preHandler', (request, _reply, done) => { enter(request, done) })
-      for (const name of ['preParsing', 'preSerialization'] as const) instance.addHook(name as 'preSerialization', (request, _reply, _payload, done) => { enter(request, done) })
-    }
-  }
-}
-
-/**
- * Makes the hooks that follow part of their request. Fastify may come from a timer, or from the callback of a connection that another request
- * has opened: such code calls the `done` of a hook, and replies.
- */
-function enter (request: FastifyRequest, done: () => void): void {
-  if (isPartOf(request)) done()
-  else asPartOf(request, done)
-}
-
-/** Makes a hook, and the hooks after it, part of their request. */
-function partOf<Value> (hook: (request: FastifyRequest, reply: FastifyReply, value: Value, done: Done) => void): typeof hook {
-  return (request, reply, value, done) => {
-    if (isPartOf(request)) hook(request, reply, value, done)
-    else asPartOf(request, hook, request, reply, value, done)
+    if (isAmbient) for (const [name, hook] of ENTERING) instance.addHook(name as 'preHandler', hook as typeof backgroundTasksEnter)
   }
 }
 
@@ -247,33 +226,36 @@ function failed (reply: ExchangeReply, error: unknown): void {
 type Handler = (this: FastifyInstance, request: FastifyRequest, reply: FastifyReply) => unknown
 const watched = new WeakSet<Handler>()
 
+const LAST = [['onSend', backgroundTasksLastOnSend]] as const
+/** A hook of somebody else may have left the request, so the last of its kind enters it again. */
+const LAST_OF_AMBIENT = [...LAST, ...ENTERING, ['onError', backgroundTasksEnterWith]] as const
+
 function onRoute (isAmbient: boolean) {
+  const last = isAmbient ? LAST_OF_AMBIENT : LAST
   return function backgroundTasksOnRoute (this: FastifyInstance, route: RouteOptions & { websocket?: boolean, wsHandler?: unknown }): void {
     route.config = { ...route.config, [kHasLastHook]: true } as object
-    const putLast = (): void => { route.onSend = [...[route.onSend ?? []].flat().filter(hook => hook !== backgroundTasksLastOnSend), backgroundTasksLastOnSend] as never }
+    const putLast = (): void => {
+      for (const [name, hook] of last) route[name] = [...[route[name] ?? []].flat().filter(other => other !== hook), hook] as never
+    }
     putLast()
-    // Our hook also has to come after the hooks that `onRoute` hooks of other plugins add. Fastify reads them when all plugins are loaded.
+    // Our hooks also have to come after the hooks that `onRoute` hooks of other plugins add. Fastify reads them when all plugins are loaded.
     this.after(putLast)
     // The handlers of @fastify/websocket take other arguments. A HEAD route has the handler of its GET route, which is watched already.
     if (route.websocket === true || route.wsHandler !== undefined || watched.has(route.handler as Handler)) return
-    route.handler = watchHandler(route.handler as Handler, isAmbient)
+    route.handler = watchHandler(route.handler as Handler)
   }
-}
-
-function call (handler: Handler, app: FastifyInstance, request: FastifyRequest, reply: FastifyReply): unknown {
-  return handler.call(app, request, reply)
 }
 
 /** Properties that each function has of its own, and that are not copied. */
 const OF_ANY_FUNCTION: ReadonlySet<PropertyKey> = new Set(['prototype', 'arguments', 'caller'])
 
 /** Wraps a handler, to see what it returns: after an abort nothing else may tell that the handler has ended. */
-function watchHandler (handler: Handler, isAmbient: boolean): Handler {
+function watchHandler (handler: Handler): Handler {
   function watchedHandler (this: FastifyInstance, request: FastifyRequest, reply: ExchangeReply): unknown {
     let returned: unknown
     noteHandled(reply)
     try {
-      returned = isAmbient && !isPartOf(request) ? asPartOf(request, call, handler, this, request, reply) : handler.call(this, request, reply)
+      returned = handler.call(this, request, reply)
     } catch (error) {
       failed(reply, error)
       throw error
