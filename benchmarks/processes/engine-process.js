@@ -3,7 +3,7 @@
  * One side of a comparison of engines: `node engine-process.js <engine> <way> <role> <place>`. `way` is one of the ways of an engine below:
  * `plugin`; `hand`, the library with the same promises; `bare`, the library alone; and others. `role` is `web` (serves a route that adds one
  * task), `worker` (runs them), `latency` or `delayed` (both). The process says its port, or null, and answers `cpu` (microseconds), `memory` (bytes, as
- * the operating system counts them), `ran`, `fill <n>`, `drain` (starts running what is there) and `latency <n>` (milliseconds from stored to
+ * the operating system counts them), `ran`, `fill <n>`, `drain` (starts running what is there), `collect` (garbage) and `latency <n>` (milliseconds from stored to
  * started), `wait <waiting> <n>` (milliseconds from the call to the result of a task that another process runs, n times in each of so many
  * loops), `store <n>` (stores them one by one) and `delayed <n> <span> <rate>` (milliseconds by which n jobs, due over a span of milliseconds,
  * started late, while so many others a second are stored and run), `count <n>` and `find <n>` (milliseconds of n calls, of which each `find`
@@ -87,6 +87,7 @@ const answers = {
     const { user, system } = process.cpuUsage()
     return user + system
   },
+  collect: () => { globalThis.gc() },
   memory: () => process.memoryUsage.rss(),
   ran: () => ran,
   fill: n => fill(Number(n)),
