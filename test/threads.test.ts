@@ -1,17 +1,22 @@
 /** Definitions with a `file` run in a thread of the user's pool, in every placement. */
+import { EventEmitter, once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { threadId } from 'node:worker_threads'
 import { Piscina } from 'piscina'
+import Fastify from 'fastify'
 import t from 'tap'
-import { declareTask, defineTask, type FastifyBackgroundTasksOptions, type TaskRecord, type ThreadPool } from '../lib/index.js'
+import backgroundTasks, { declareTask, defineTask, type FastifyBackgroundTasksOptions, type TaskRecord, type ThreadPool } from '../lib/index.js'
 import { recordTasks } from '../lib/testing.js'
-import { start, type Started } from './support/app.js'
+import { collectLogs, start, type LogLine, type Started } from './support/app.js'
 import { StubEngine } from './support/stub-engine.js'
 
 const at = (name: string): URL => new URL(`support/threads/${name}`, import.meta.url)
 interface Work { do?: string, ms?: number }
 const work = defineTask<Work>({ name: 'work', file: at('work.js'), retry: { attempts: 1 } })
+
+const FAILED_LATE = 'a thread failed while it ran no background task: a file may have thrown after its task had ended'
+const errorsOf = ({ logs }: Pick<Started, 'logs'>): LogLine[] => logs.filter(({ level }) => level === 50)
 
 /** An app whose pool ends with it. */
 async function withThreads (t: Parameters<typeof start>[0], options: FastifyBackgroundTasksOptions = {}): Promise<Started & { pool: Piscina }> {
@@ -112,6 +117,53 @@ t.test('onFailed of a task with a file runs here, and threads that do not run th
   ]
   for (const [run, message] of others) {
     t.match(await ended(await start(t, { tasks: [work], threads: { run } }), {}), { state: 'failed', error: { message } })
+  }
+})
+
+t.test('a file that throws after its task has ended is logged, and does not end the process', async t => {
+  for (const atomics of ['async', 'disabled'] as const) {
+    const pool = new Piscina({ minThreads: 1, maxThreads: 1, atomics })
+    const started = await start(t, { tasks: [work], threads: pool })
+    started.app.addHook('onClose', async () => { await pool.destroy() })
+    t.match(await ended(started, { do: 'throw when told' }), { state: 'succeeded' })
+    const thrown = once(pool, 'error')
+    const channel = new BroadcastChannel('throw when told')
+    channel.postMessage('now')
+    await thrown
+    channel.close()
+    t.match(errorsOf(started), [{ msg: FAILED_LATE, err: { message: 'late' } }], atomics)
+    t.match(await ended(started, {}), { state: 'succeeded' }, 'the pool goes on')
+  }
+})
+
+t.test('an error of a pool is logged once by each app that has it, until the app has closed', async t => {
+  const pool = Object.assign(new EventEmitter(), { run: async () => {} })
+  const one = await start(t, { threads: pool })
+  const { logger, logs } = collectLogs()
+  const other = Fastify({ logger })
+  for (let i = 0; i < 11; i++) await other.register(async child => { await child.register(backgroundTasks, { threads: pool }) })
+  one.app.addHook('onClose', async () => { pool.emit('error', new Error('in the hook that closes the pool')) })
+  pool.emit('error', new Error('first'))
+  t.equal(pool.listenerCount('error'), 1, 'Node does not warn of the eleventh')
+  await one.app.close()
+  pool.emit('error', new Error('second'))
+  await other.close()
+  t.equal(pool.listenerCount('error'), 0)
+  t.strictSame(errorsOf(one).map(({ err }) => err?.message), ['first', 'in the hook that closes the pool'])
+  t.strictSame(errorsOf({ logs }).map(({ err }) => err?.message), ['first', 'in the hook that closes the pool', 'second'])
+})
+
+t.test('a pool that is no event emitter, or only half of one, is taken as it is', async t => {
+  const run = async (): Promise<void> => {}
+  const pools = [
+    { run, on: 'on', off: 'off' },
+    { run, on () { throw new Error('on') }, off () { throw new Error('off') } },
+    { run, get on () { throw new Error('get on') }, get off () { throw new Error('get off') } }
+  ]
+  for (const threads of pools) {
+    const started = await start(t, { threads } as never)
+    await started.app.close()
+    t.strictSame(errorsOf(started), [])
   }
 })
 
