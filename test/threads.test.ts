@@ -2,6 +2,7 @@
 import { EventEmitter, once } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { types } from 'node:util'
 import { threadId } from 'node:worker_threads'
 import { Piscina } from 'piscina'
 import Fastify from 'fastify'
@@ -69,11 +70,38 @@ t.test('the deadline of a shutdown ends it', async t => {
 t.test('an error of a file has its name, message and code, and what is no JSON is not kept', async t => {
   const started = await withThreads(t)
   t.match(await ended(started, { do: 'throw' }), { state: 'failed', error: { name: 'RangeError', message: 'no', code: 'E_NO' } })
-  t.match(await ended(started, { do: 'throw text' }), { state: 'failed', error: { message: 'a string was thrown' } })
   const odd = await ended(started, { do: 'not JSON' })
   t.match(odd, { state: 'succeeded' })
   t.equal(odd?.result, undefined)
   t.match(started.logs.filter(({ level }) => level === 40), [{ msg: 'the result of a background task is not JSON: it is not kept', err: { message: /BigInt/ } }])
+})
+
+t.test('what a file throws reaches retry.when and onFailed as it would from a handler', async t => {
+  const { default: throws, THROWN } = await import(at('throws.js').href) as { default: (payload: Work) => never, THROWN: object }
+  const told: unknown[] = []
+  const tell = (error: unknown): void => {
+    const { name, message, code } = Object(error) as Record<string, unknown>
+    told.push(types.isNativeError(error) || error instanceof Error ? { name, message, code } : { thrown: error })
+  }
+  const options = {
+    name: 'throws',
+    retry: { attempts: 2, when: (error: unknown) => { tell(error); return false } },
+    onFailed (_payload: Work, error: unknown) { tell(error) }
+  }
+  const inThread = defineTask<Work>({ ...options, file: at('throws.js') })
+  const inProcess = defineTask<Work>({ ...options, handler: throws })
+  const [thread, here] = [await withThreads(t, { tasks: [inThread] }), await start(t, { tasks: [inProcess] })]
+  for (const what of Object.keys(THROWN)) {
+    const record = await ended(here, { do: what }, inProcess)
+    const expected = told.splice(0)
+    t.equal(expected.length, 2)
+    t.match(await ended(thread, { do: what }, inThread), { state: 'failed', attempt: 1, error: record?.error }, what)
+    t.strictSame(told.splice(0), expected, what)
+  }
+  for (const [what, type] of [['symbol', 'symbol'], ['function', 'function'], ['proxy', 'object']] as const) {
+    await ended(thread, { do: what }, inThread)
+    t.strictSame(told.splice(0), Array(2).fill({ name: 'Error', message: `a ${type} was thrown`, code: undefined }), `${what}, which cannot be cloned`)
+  }
 })
 
 t.test('a file compiled to CommonJS runs; one that is missing, or exports no function, fails the attempt by name', async t => {
