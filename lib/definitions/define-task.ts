@@ -4,7 +4,7 @@ import type { FastifyBaseLogger, FastifyInstance, FastifyTypeProvider } from 'fa
 import { CONDITION, type TaskCondition } from '../tasks/task-options.js'
 import { check, COUNT, DURATION, FUNCTION, NAME, OBJECT, SECONDS, DELAY, type Rule, type Rules } from '../rules.js'
 import { FST_BGT_INVALID_OPTION, markOurs } from '../errors.js'
-import { isInstance, isThenable, readOr } from '../foreign.js'
+import { isInstance, isThenable, methodOf, readOr } from '../foreign.js'
 import { isStandardSchema, type InferInput, type InferOutput, type StandardSchema } from './standard-schema.js'
 
 /** The second argument of a handler, after the payload. */
@@ -163,14 +163,14 @@ export class TaskDefinition<in Payload = never, out Result = unknown> {
     this.name = name
     this.payload = payload
     this.timeout = timeout
-    this.when = when
-    this.retry = { attempts: retry?.attempts ?? 3, backoff: { type, delay, maxDelay }, when: retry?.when }
-    this.keep = { succeeded: keep?.succeeded ?? 3_600, failed: keep?.failed ?? 604_800 }
     // These functions stay as they were checked, whatever becomes of the caller's object. Their `this` is that object, as in its methods.
+    this.when = typeof when === 'function' ? methodOf(options, when) : when
+    this.retry = { attempts: retry?.attempts ?? 3, backoff: { type, delay, maxDelay }, when: retry?.when && methodOf(retry, retry.when) }
+    this.keep = { succeeded: keep?.succeeded ?? 3_600, failed: keep?.failed ?? 604_800 }
     const { handler, file, onFailed } = options
-    this.handler = handler === undefined ? undefined : (payload, context) => Reflect.apply(handler, options, [payload, context]) as unknown
+    this.handler = handler && methodOf(options, handler)
     this.file = file === undefined ? undefined : hrefOf(file)
-    this.onFailed = onFailed === undefined ? undefined : (payload, error, context) => Reflect.apply(onFailed, options, [payload, error, context]) as void | Promise<void>
+    this.onFailed = onFailed && methodOf(options, onFailed)
   }
 
   /**
