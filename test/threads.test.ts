@@ -262,3 +262,15 @@ t.test('a recording has the tasks of a declaration, and cannot run them', async 
   await t.rejects(tasks.run(), { code: 'FST_BGT_INVALID_OPTION', message: /^The task "resize" is only declared in this process/ })
   t.equal(app.backgroundTasks.stats.failed, 1)
 })
+
+t.test('a recording has the tasks of a file in an app without threads, and says that it needs them to run', async t => {
+  let told = 0
+  const file = defineTask<Work>({ name: 'file', file: at('work.js'), onFailed () { told++ } })
+  const { app } = await start(t, { tasks: [file], engine: new StubEngine(), worker: false })
+  const tasks = recordTasks(app)
+  await app.backgroundTasks.enqueue(file, {})
+  t.match(tasks.added, [{ name: 'file', payload: {} }])
+  await t.rejects(tasks.run(), { code: 'FST_BGT_INVALID_OPTION', message: 'The task "file" has a file, and this app has no threads: with a pool as the option "threads" of register it can run' })
+  t.equal(app.backgroundTasks.stats.failed, 1)
+  t.equal(told, 0)
+})
