@@ -109,6 +109,8 @@ t.test('a file compiled to CommonJS runs; one that is missing, or exports no fun
     [at('compiled.cjs'), { state: 'succeeded', result: { compiled: {} } }],
     [fileURLToPath(at('work.js')), { state: 'succeeded' }],
     [at('work.js').href, { state: 'succeeded' }],
+    // A URL of another realm, as jsdom has one.
+    [{ [Symbol.toStringTag]: 'URL', toString: () => at('work.js').href } as never, { state: 'succeeded' }],
     [at('missing.js'), { state: 'failed', error: { message: /missing\.js, the file of the task "other", cannot be loaded/ } }],
     [at('none.js'), { state: 'failed', error: { name: 'TypeError', message: /^the default export of .*none\.js, the file of the task "other", is not a function$/ } }]
   ]
@@ -200,9 +202,10 @@ t.test('bad input is refused, by the definition or at register', async t => {
   const refused: Array<[options: object, message: RegExp]> = [
     [{}, /^defineTask needs the option either "handler" or "file"; received name$/],
     [{ file: at('work.js'), handler () {} }, /either "handler" or "file"; received name, file, handler$/],
-    [{ file: './work.js' }, /^The option "file" of defineTask accepts a file: URL or an absolute path; received '\.\/work\.js'$/],
+    [{ file: './work.js' }, /^The option "file" of defineTask accepts an absolute file: URL or path; received '\.\/work\.js'$/],
     [{ file: new URL('https://example.com/work.js') }, /"file" of defineTask accepts/],
-    [{ file: 7 }, /"file" of defineTask accepts/]
+    ...[7, '', 'file:work.js', 'file:../work.js', 'file://host/work.js', 'file:///a%2Fb.js', { toString: () => at('work.js').href }, [at('work.js').href], Object(fileURLToPath(at('work.js'))), new Proxy(at('work.js'), {})]
+      .map((file): [options: object, message: RegExp] => [{ file }, /"file" of defineTask accepts/])
   ]
   for (const [options, message] of refused) t.throws(() => define(options), { code: 'FST_BGT_INVALID_OPTION', message })
   const needsThreads = { code: 'FST_BGT_INVALID_OPTION', message: /^fastify-background-tasks: The task "work" has a file, which runs in a thread: pass a pool as the option "threads" of register/ }

@@ -31,7 +31,7 @@ export class TaskDeclaration<in Payload = never, out Output = unknown> extends T
   handledBy (work: unknown, more: TaskFailureOptions<Output> = {}): TaskDefinition<Payload> {
     check(`handledBy of the task "${this.name}"`, more, { onFailed: FUNCTION })
     if (typeof work === 'function' ? !isFunction(work) : work === undefined || work === null) {
-      throw new FST_BGT_INVALID_OPTION(`handledBy of the task "${this.name}" accepts a handler, or a file: URL or an absolute path; received ${typeOf(work)}`)
+      throw new FST_BGT_INVALID_OPTION(`handledBy of the task "${this.name}" accepts a handler, or an absolute file: URL or path; received ${typeOf(work)}`)
     }
     const own = typeof work === 'function' ? { handler: work } : { file: work }
     const { name, payload, timeout, when, retry, keep } = this
