@@ -63,6 +63,11 @@ export function isInstance<T> (value: unknown, type: abstract new (...args: neve
   }
 }
 
+/** A function that calls a method on the object that it was read from. It stays what it was, whatever becomes of the object. */
+export function methodOf<Args extends unknown[], Result> (owner: object, method: (...args: Args) => Result): (...args: Args) => Result {
+  return (...args) => Reflect.apply(method, owner, args) as Result
+}
+
 /** Calls something that may throw, such as a logger or a listener of somebody else, and ignores its error, so that the list goes on. */
 export function attempt (fn: () => void): void {
   try {

@@ -13,6 +13,7 @@ import { recorderOf } from './decorators/recorder.js'
 import { Definitions } from './definitions/definitions.js'
 import { Jobs, LOCAL } from './definitions/jobs.js'
 import { schemaCompiler } from './definitions/payload.js'
+import { logErrorsOf } from './definitions/pool-errors.js'
 import { TravellingContext } from './definitions/travelling-context.js'
 import { connectEngine } from './dispatch/connect-engine.js'
 import { drain, type Drained } from './drain.js'
@@ -54,6 +55,11 @@ async function fastifyBackgroundTasks (app: FastifyInstance, options: FastifyBac
     getter (this: FastifyRequest) { return listOf(this) }
   })
   recorderOf(app)?.attach(intake)
+  if (threads !== undefined) {
+    // This hook is added before the drain's own, so Fastify calls it after the drain, and after the hook that closes the pool.
+    const stopLogging = logErrorsOf(threads, app.log)
+    app.addHook('onClose', async function backgroundTasksPoolOnClose () { stopLogging() })
+  }
   drainOnClose(app, intake, { runner, closeTimeout, link: dispatch?.link, dropRecorded: () => { intake.recorder?.drop() } })
 }
 

@@ -5,6 +5,7 @@ import type { ThreadPool } from './definitions/thread.js'
 import type { EngineOptions } from './dispatch/connect-engine.js'
 import type { TaskEngine } from './engines/engine.js'
 import { FST_BGT_INVALID_OPTION, PACKAGE } from './errors.js'
+import { methodOf } from './foreign.js'
 import { BOOLEAN, check, COUNT, DELAY, DURATION, FUNCTION, LIMIT, OBJECT, type Rules } from './rules.js'
 import type { RunnerOptions } from './runner/runner-options.js'
 import type { BackgroundTask } from './tasks/background-task.js'
@@ -205,15 +206,15 @@ export function resolveOptions (options: FastifyBackgroundTasksOptions): Resolve
     worker: resolveWorker(options.worker ?? true, tasks),
     enqueueTimeout: options.enqueueTimeout ?? 2000,
     fallback: options.fallback,
-    when: options.when,
+    when: typeof options.when === 'function' ? methodOf(options, options.when) : options.when,
     stopOnError: options.stopOnError ?? false,
-    onError: options.onError,
+    onError: options.onError && methodOf(options, options.onError),
     concurrency: options.concurrency ?? Infinity,
     maxPending: options.maxPending ?? Infinity,
     timeout: options.timeout,
     slowTask: options.slowTask,
     closeTimeout: options.closeTimeout ?? 8000,
-    waitUntil: options.waitUntil,
+    waitUntil: options.waitUntil && methodOf(options, options.waitUntil),
     ambient: options.ambient ?? false,
     threads: options.threads,
     context: options.context && resolveContext(options.context)
@@ -221,10 +222,18 @@ export function resolveOptions (options: FastifyBackgroundTasksOptions): Resolve
 }
 
 function resolveContext (context: TaskContextOptions): TaskContextOptions {
-  check('context', context, { capture: FUNCTION, restore: FUNCTION })
-  const missing = (['capture', 'restore'] as const).find(name => context[name] === undefined)
+  const { capture, restore } = context
+  // An instance of a class may have fields of its own.
+  check('context', isPlain(context) ? context : { capture, restore }, { capture: FUNCTION, restore: FUNCTION })
+  const missing = capture === undefined ? 'capture' : restore === undefined ? 'restore' : undefined
   if (missing !== undefined) throw new FST_BGT_INVALID_OPTION(`${PACKAGE}: The option "context" of register accepts { capture, restore }; "${missing}" is missing`)
-  return { ...context }
+  return { capture: methodOf(context, capture), restore: methodOf(context, restore) }
+}
+
+/** Whether an object is an instance of no class, in whatever realm. */
+function isPlain (value: object): boolean {
+  const prototype: unknown = Object.getPrototypeOf(value)
+  return prototype === null || Object.getPrototypeOf(prototype) === null
 }
 
 const WORKER_RULES: Rules = {

@@ -30,7 +30,7 @@ export const SECONDS: Rule = {
   test: value => typeof value === 'number' && Number.isFinite(value) && value >= 0
 }
 /** Options whose errors begin with the name of this package. Errors of `register` appear when an app starts, among those of many plugins. */
-const AT_REGISTER: ReadonlySet<string> = new Set(['register', 'worker', 'concurrency of worker', 'taskRoutes'])
+const AT_REGISTER: ReadonlySet<string> = new Set(['register', 'worker', 'concurrency of worker', 'context', 'taskRoutes'])
 
 /**
  * Checks options.
@@ -51,10 +51,17 @@ export function check (where: string, options: unknown, rules: Rules, ignored?: 
       if (ignored?.has(name) === true) continue
       throw new FST_BGT_INVALID_OPTION(`${begin}${where} has no option "${name}"; it accepts ${Object.keys(rules).join(', ') || 'none'}`)
     }
-    if (value !== undefined && !rule.test(value)) {
-      throw new FST_BGT_INVALID_OPTION(`${begin}The option "${name}" of ${where} accepts ${rule.accepts}; received ${refused(value, rule.isSecret)}`)
-    }
+    checkValue(begin, where, name, value, rule)
   }
+  // An instance of a class has methods and accessors that are no properties of its own, and they are read all the same.
+  for (const [name, rule] of Object.entries(rules)) {
+    if (!Object.hasOwn(options, name) && !(name in Object.prototype)) checkValue(begin, where, name, (options as Record<string, unknown>)[name], rule)
+  }
+}
+
+function checkValue (begin: string, where: string, name: string, value: unknown, rule: Rule): void {
+  if (value === undefined || rule.test(value)) return
+  throw new FST_BGT_INVALID_OPTION(`${begin}The option "${name}" of ${where} accepts ${rule.accepts}; received ${refused(value, rule.isSecret)}`)
 }
 
 function refused (value: unknown, isSecret: boolean | undefined): string {

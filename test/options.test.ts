@@ -2,7 +2,7 @@
 import { inspect } from 'node:util'
 import t, { type Test } from 'tap'
 import Fastify, { type FastifyInstance, type FastifyRequest } from 'fastify'
-import backgroundTasks, { BackgroundTask, type FastifyBackgroundTasksOptions } from '../lib/index.js'
+import backgroundTasks, { BackgroundTask, declareTask, defineTask, type FastifyBackgroundTasksOptions } from '../lib/index.js'
 
 /** Callers in JavaScript pass what they like. */
 type Untyped = (...args: unknown[]) => unknown
@@ -96,6 +96,50 @@ t.test('the options of register itself are accepted', async t => {
   t.teardown(() => app.close())
   await app.register(backgroundTasks, { prefix: '/tasks', logLevel: 'warn', logSerializers: { task: String } })
   t.equal(await runOne(app.backgroundTasks), 'succeeded')
+})
+
+t.test('options may be an instance of a class: what it inherits is checked, and its functions are called on it', async t => {
+  class Options {
+    readonly #called: string[]
+    readonly #maxPending: unknown
+    constructor (called: string[], maxPending: unknown) {
+      this.#called = called
+      this.#maxPending = maxPending
+    }
+
+    get maxPending (): unknown { return this.#maxPending }
+    when (): boolean { return this.#called.push('when') > 0 }
+    onError (): void { this.#called.push('onError') }
+    waitUntil (): void { this.#called.push('waitUntil') }
+  }
+  const called: string[] = []
+  const app = await register(t, new Options(called, 1))
+  app.get('/', async request => { request.backgroundTasks.addTask(() => { throw new Error('no') }) })
+  await app.inject('/')
+  await app.backgroundTasks.idle()
+  t.strictSame(called, ['waitUntil', 'when', 'onError'])
+  t.match((await refusalOf(register(t, new Options(called, 'many')))).message, /^fastify-background-tasks: The option "maxPending" of register accepts .*; received 'many'$/)
+  t.ok(await register(t, { tasks: [defineTask({ name: 'constructor', handler () {} })], worker: { concurrency: {} } }), 'what every object inherits is no option')
+})
+
+t.test('the functions of a definition are called on the objects that they are methods of', async t => {
+  const called: string[] = []
+  class Retry { #called = called; attempts = 2; backoff = { delay: 0 }; when (): boolean { return this.#called.push('retry.when') > 0 } }
+  class Failures { #called = called; onFailed (): void { this.#called.push('onFailed') } }
+  class Declared { #called = called; name = 'declared'; retry = new Retry(); when (): boolean { return this.#called.push('when') > 0 } }
+  class Defined extends Failures { #own = called; name = 'defined'; retry = { attempts: 1 }; when (): boolean { return this.#own.push('when') > 0 } handler (): void { this.#own.push('handler'); throw new Error('no') } }
+  class Generates { name = 'generates'; * handler (): Generator { yield called } }
+  const declared = declareTask(new Declared()).handledBy(() => { throw new Error('no') }, new Failures())
+  const defined = defineTask(new Defined())
+  t.throws(() => defineTask(new Generates()), { code: 'FST_BGT_INVALID_OPTION', message: /^The option "handler" of defineTask accepts a function/ })
+  const app = await register(t, { tasks: [declared, defined] })
+  for (const task of [declared, defined]) app.get(`/${task.name}`, async request => { request.backgroundTasks.addTask(task) })
+  await app.inject('/declared')
+  await app.backgroundTasks.idle()
+  t.strictSame(called.splice(0), ['when', 'retry.when', 'when', 'onFailed'])
+  await app.inject('/defined')
+  await app.backgroundTasks.idle()
+  t.strictSame(called, ['when', 'handler', 'onFailed'])
 })
 
 t.test('options may come from a function, and are checked then too', async t => {

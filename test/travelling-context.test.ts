@@ -1,6 +1,7 @@
 /** The option `context`: a value of the request is there around each attempt of its tasks, in whatever process they run. */
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
+import type { FastifyRequest } from 'fastify'
 import t from 'tap'
 import { defineTask, type FastifyBackgroundTasksOptions, type TaskContextOptions } from '../lib/index.js'
 import { recordTasks } from '../lib/testing.js'
@@ -215,13 +216,36 @@ t.test('a lazy thenable that a handler returns is started once', async t => {
   }
 })
 
+t.test('the option may be an instance of a class: its functions are called on it, as they were at register', async t => {
+  class Tenants {
+    readonly #tenants = tenants
+    header = 'x-tenant'
+    capture (request: FastifyRequest): Tenant { return { id: String(request.headers[this.header]) } }
+    restore (value: Tenant, run: () => unknown): unknown { return this.#tenants.run(value, run) }
+  }
+  const own = new Tenants()
+  const bare = Object.assign(Object.create(null), context) as TaskContextOptions
+  for (const option of [own, Object.freeze(Object.create(context)), bare] as TaskContextOptions[]) {
+    found.length = 0
+    const { app } = await start(t, { tasks: [note], context: option })
+    Object.defineProperty(Tenants.prototype, 'restore', { value () { throw new Error('later') } })
+    app.get('/', async request => { request.backgroundTasks.addTask(note, 'x') })
+    await app.inject({ url: '/', headers: { 'x-tenant': 'a' } })
+    await app.backgroundTasks.idle()
+    t.strictSame(found, [['x', { id: 'a' }]])
+  }
+})
+
 t.test('the option needs both functions, and a recording runs tasks with the value', async t => {
   const refused: Array<[context: unknown, message: RegExp]> = [
-    [7, /"context" of register accepts \{ capture, restore \}; received 7$/],
-    [{ capture () {} }, /accepts \{ capture, restore \}; "restore" is missing$/],
-    [{ restore () {} }, /"capture" is missing$/],
-    [{ ...context, store () {} }, /context has no option "store"/],
-    [{ ...context, capture: 1 }, /"capture" of context accepts a function/]
+    [7, /^fastify-background-tasks: The option "context" of register accepts \{ capture, restore \}; received 7$/],
+    [{ capture () {} }, /^fastify-background-tasks: .* accepts \{ capture, restore \}; "restore" is missing$/],
+    [{ restore () {} }, /^fastify-background-tasks: .* "capture" is missing$/],
+    [[], /"capture" is missing$/],
+    [{ ...context, store () {} }, /^fastify-background-tasks: context has no option "store"/],
+    [{ ...context, capture: 1 }, /^fastify-background-tasks: The option "capture" of context accepts a function; received 1$/],
+    [new class { * capture (): Generator { yield 1 } restore (): void {} }(), /^fastify-background-tasks: The option "capture" of context accepts a function; received the function capture$/],
+    [new class { capture (): void {} }(), /"restore" is missing$/]
   ]
   for (const [odd, message] of refused) {
     await t.rejects(start(t, { tasks: [note], context: odd } as FastifyBackgroundTasksOptions), { code: 'FST_BGT_INVALID_OPTION', message })

@@ -1,6 +1,6 @@
 import type { FastifyTypeProvider } from 'fastify'
 import { FST_BGT_INVALID_OPTION, typeOf } from '../errors.js'
-import { isFunction } from '../foreign.js'
+import { isFunction, methodOf } from '../foreign.js'
 import { check, FUNCTION } from '../rules.js'
 import { TaskDefinition, type TaskContext, type TaskDeclarationOptions, type TaskFailureOptions } from './define-task.js'
 import type { InferInput, InferOutput, StandardSchema } from './standard-schema.js'
@@ -12,13 +12,9 @@ import type { InferInput, InferOutput, StandardSchema } from './standard-schema.
  * @typeParam Output what the handler gets
  */
 export class TaskDeclaration<in Payload = never, out Output = unknown> extends TaskDefinition<Payload> {
-  readonly #options: TaskDeclarationOptions & { readonly payload?: unknown }
-
   /** @internal */
   constructor (options: TaskDeclarationOptions & { readonly payload?: unknown }) {
-    const copy = { ...options }
-    super(copy, 'declareTask')
-    this.#options = copy
+    super(options, 'declareTask')
   }
 
   /**
@@ -35,10 +31,12 @@ export class TaskDeclaration<in Payload = never, out Output = unknown> extends T
   handledBy (work: unknown, more: TaskFailureOptions<Output> = {}): TaskDefinition<Payload> {
     check(`handledBy of the task "${this.name}"`, more, { onFailed: FUNCTION })
     if (typeof work === 'function' ? !isFunction(work) : work === undefined || work === null) {
-      throw new FST_BGT_INVALID_OPTION(`handledBy of the task "${this.name}" accepts a handler, or a file: URL or an absolute path; received ${typeOf(work)}`)
+      throw new FST_BGT_INVALID_OPTION(`handledBy of the task "${this.name}" accepts a handler, or an absolute file: URL or path; received ${typeOf(work)}`)
     }
     const own = typeof work === 'function' ? { handler: work } : { file: work }
-    return new TaskDefinition({ ...this.#options, ...more, ...own } as never, 'handledBy', this)
+    const { name, payload, timeout, when, retry, keep } = this
+    const { onFailed } = more
+    return new TaskDefinition({ name, payload, timeout, when, retry, keep, ...own, onFailed: onFailed && methodOf(more, onFailed) } as never, 'handledBy', this)
   }
 }
 

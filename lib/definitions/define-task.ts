@@ -1,10 +1,10 @@
 import { isAbsolute } from 'node:path'
-import { pathToFileURL } from 'node:url'
+import { fileURLToPath, pathToFileURL } from 'node:url'
 import type { FastifyBaseLogger, FastifyInstance, FastifyTypeProvider } from 'fastify'
 import { CONDITION, type TaskCondition } from '../tasks/task-options.js'
 import { check, COUNT, DURATION, FUNCTION, NAME, OBJECT, SECONDS, DELAY, type Rule, type Rules } from '../rules.js'
 import { FST_BGT_INVALID_OPTION, markOurs } from '../errors.js'
-import { isInstance, isThenable, readOr } from '../foreign.js'
+import { isThenable, methodOf, readOr } from '../foreign.js'
 import { isStandardSchema, type InferInput, type InferOutput, type StandardSchema } from './standard-schema.js'
 
 /** The second argument of a handler, after the payload. */
@@ -158,19 +158,18 @@ export class TaskDefinition<in Payload = never, out Result = unknown> {
   constructor (options: AnyOptions, where: 'defineTask' | 'declareTask' | 'handledBy' = 'defineTask', declaration?: object) {
     checkDefinition(options, where)
     if (declaration !== undefined) declarations.set(this, declaration)
-    const { name, payload, timeout, when, retry, keep } = options
+    const { name, payload, timeout, when, retry, keep, handler, file, onFailed } = options
     const { type = 'exponential', delay = 1_000, maxDelay = 60_000 } = retry?.backoff ?? {}
     this.name = name
     this.payload = payload
     this.timeout = timeout
-    this.when = when
-    this.retry = { attempts: retry?.attempts ?? 3, backoff: { type, delay, maxDelay }, when: retry?.when }
-    this.keep = { succeeded: keep?.succeeded ?? 3_600, failed: keep?.failed ?? 604_800 }
     // These functions stay as they were checked, whatever becomes of the caller's object. Their `this` is that object, as in its methods.
-    const { handler, file, onFailed } = options
-    this.handler = handler === undefined ? undefined : (payload, context) => Reflect.apply(handler, options, [payload, context]) as unknown
+    this.when = typeof when === 'function' ? methodOf(options, when) : when
+    this.retry = { attempts: retry?.attempts ?? 3, backoff: { type, delay, maxDelay }, when: retry?.when && methodOf(retry, retry.when) }
+    this.keep = { succeeded: keep?.succeeded ?? 3_600, failed: keep?.failed ?? 604_800 }
+    this.handler = handler && methodOf(options, handler)
     this.file = file === undefined ? undefined : hrefOf(file)
-    this.onFailed = onFailed === undefined ? undefined : (payload, error, context) => Reflect.apply(onFailed, options, [payload, error, context]) as void | Promise<void>
+    this.onFailed = onFailed && methodOf(options, onFailed)
   }
 
   /**
@@ -253,7 +252,7 @@ const DEFINITION_RULES: Rules = {
   when: CONDITION,
   keep: { ...OBJECT, accepts: 'an object of succeeded and failed, in seconds' },
   handler: FUNCTION,
-  file: { accepts: 'a file: URL or an absolute path', test: value => hrefOf(value) !== undefined },
+  file: { accepts: 'an absolute file: URL or path', test: value => hrefOf(value) !== undefined },
   onFailed: FUNCTION
 }
 const { handler: _handler, file: _file, onFailed: _onFailed, ...DECLARATION_RULES } = DEFINITION_RULES
@@ -276,12 +275,14 @@ function checkDefinition (options: AnyOptions, caller: string): void {
   }
 }
 
-/** The URL of a file. Undefined for what is neither a `file:` URL nor an absolute path. */
+/** The URL of a file. Undefined for what is neither an absolute `file:` URL nor an absolute path. A URL may be one of another realm. */
 function hrefOf (file: unknown): string | undefined {
   return readOr(undefined, () => {
+    if (typeof file !== 'string' && Object.prototype.toString.call(file) !== '[object URL]') return undefined
     const text = String(file)
-    if (isInstance(file, URL) || text.startsWith('file:')) return new URL(text).protocol === 'file:' ? new URL(text).href : undefined
-    return typeof file === 'string' && isAbsolute(file) ? pathToFileURL(file).href : undefined
+    if (isAbsolute(text)) return pathToFileURL(text).href
+    // A URL with a host, for example, has no path.
+    return /^file:\//i.test(text) && fileURLToPath(text) !== '' ? new URL(text).href : undefined
   })
 }
 

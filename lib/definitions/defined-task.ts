@@ -8,7 +8,7 @@ import type { LastFunction } from '../tasks/last-function.js'
 import type { AddedOptions } from '../tasks/task-options.js'
 import { AttemptContext, loggerOf, type Surroundings } from './attempt-context.js'
 import type { FailedTaskContext } from './define-task.js'
-import type { CompiledDefinition } from './definitions.js'
+import { whyNotRunnable, type CompiledDefinition } from './definitions.js'
 import { StoredJob, type Envelope } from './envelope.js'
 import { toJobError } from './job-error.js'
 import { resultToJson } from './payload.js'
@@ -58,7 +58,7 @@ export class DefinedTask extends BackgroundTask {
   #isFailing = false
   /** Whether the task was cancelled while its `onFailed` ran. */
   #isCancelled = false
-  /** The error with which the payload was refused. Its class alone does not tell, because the handler may throw an error of the same class. */
+  /** The error with which an attempt was refused. Its class alone does not tell, because the handler may throw an error of the same class. */
   #refusal: unknown
 
   constructor (compiled: CompiledDefinition, envelope: Envelope, input: JobInput, surroundings: TaskSurroundings, options: AddedOptions) {
@@ -253,13 +253,10 @@ export class DefinedTask extends BackgroundTask {
     // A task that has not ended has surroundings.
     const { app, threads } = this.#surroundings as TaskSurroundings
     const { name, handler, file } = definition
-    if (handler === undefined && file === undefined) {
-      this.#refusal = new FST_BGT_INVALID_OPTION(`The task "${name}" is only declared in this process: what its handledBy returns can run`)
-      throw this.#refusal
-    }
+    this.#refusal = whyNotRunnable(definition, threads)
+    if (this.#refusal !== undefined) throw this.#refusal
     const payload = this.#read()
     const context = new AttemptContext(this, this.log as FastifyBaseLogger, app)
-    // An app whose tasks have files has threads, unless it only stores them, and then nothing is run here.
     const call = (): unknown => handler === undefined ? runInThread(threads as ThreadPool, name, file as string, payload, context) : handler(payload as never, context)
     return this.#restored(call, () => this.state === 'running' && this.attempt === context.attempt)
   }

@@ -59,6 +59,14 @@ export class Definitions {
   }
 }
 
+/** Why this process cannot make an attempt. It may store tasks that it cannot run, and a test may run what was recorded. */
+export function whyNotRunnable (definition: AnyTaskDefinition, threads: object | undefined): Error | undefined {
+  const { name, file } = definition
+  if (isOnlyDeclared(definition)) return new FST_BGT_INVALID_OPTION(`The task "${name}" is only declared in this process: what its handledBy returns can run`)
+  if (file === undefined || threads !== undefined) return undefined
+  return new FST_BGT_INVALID_OPTION(`The task "${name}" has a file, and this app has no threads: with a pool as the option "threads" of register it can run`)
+}
+
 /** Whether a task is declared, and nothing says how it runs. */
 export function isOnlyDeclared ({ handler, file }: AnyTaskDefinition): boolean {
   return handler === undefined && file === undefined

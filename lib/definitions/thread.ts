@@ -16,7 +16,9 @@ interface Answer {
   readonly json?: unknown
   /** Why the result is not JSON. */
   readonly refused?: unknown
-  readonly error?: { readonly name: string, readonly message: string, readonly code?: string, readonly stack?: string }
+  readonly error?: { readonly name: string, readonly message: string, readonly code?: string | number, readonly stack?: string }
+  /** What was thrown and is no error. Anything may be thrown, `undefined`, too. */
+  readonly thrown?: unknown
 }
 
 /**
@@ -26,8 +28,10 @@ interface Answer {
 export async function runInThread (threads: ThreadPool, name: string, file: string, payload: unknown, { id, attempt, headers, requestId, signal }: TaskContext): Promise<unknown> {
   const task = { name, file, payload, context: { id, attempt, headers: { ...headers }, requestId } }
   const answer: unknown = await threads.run(task, { filename: BRIDGE, signal })
-  const { json, refused, error } = readOr<Answer>({}, () => ({ ...answer as Answer }))
+  const read = readOr<Answer>({}, () => ({ ...answer as Answer }))
+  const { json, refused, error } = read
   if (error !== undefined) throw toError(error)
+  if ('thrown' in read) throw read.thrown
   if (typeof json === 'string') return JSON.parse(json)
   if (typeof refused === 'string') return { toJSON () { throw new TypeError(refused) } }
   throw new Error(`the option "threads" has to run the file that it is given: its run resolved to ${typeOf(answer)}`)

@@ -7,8 +7,7 @@ export default async function work ({ do: what, ms = 0 }, context) {
     while (Date.now() < end);
   }
   if (what === 'throw') throw Object.assign(new RangeError('no'), { code: 'E_NO' })
-  // eslint-disable-next-line no-throw-literal
-  if (what === 'throw text') throw 'text'
+  if (what === 'throw when told') new BroadcastChannel(what).onmessage = () => { throw new Error('late') }
   if (what === 'not JSON') return { big: 1n }
   if (what === 'undefined') return undefined
   return { threadId, context }
