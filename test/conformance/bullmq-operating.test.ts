@@ -343,6 +343,22 @@ t.test('many at once: of those who put a job back or cancel it, one is told so, 
   t.strictSame(trouble(...workers, web).filter(line => !/has failed|failed/.test((line as { msg: string }).msg)), [])
 })
 
+t.test('while somebody waits for a result the stream of events keeps more entries, so that none is missed; afterwards as many as before', async t => {
+  const found = await place(t)
+  if (found === undefined) return
+  const { open, queueOf, redis } = found
+  const task = defineTask({ name: 'waited', handler: async (ms: number) => { await sleep(ms) } })
+  const { app } = await open(task)
+  const kept = async (): Promise<string | null> => await redis.hget(queueOf(task).toKey('meta'), 'opts.maxLenEvents')
+  t.equal(await kept(), '10')
+  const { id } = await app.backgroundTasks.enqueue(task, 300)
+  const waiting = app.backgroundTasks.result(task, id, { timeout: 10_000 })
+  await until(async () => await kept() === '1000')
+  t.match(await waiting, { state: 'succeeded' })
+  await app.close()
+  t.equal(await kept(), '10')
+})
+
 t.test('with the least rights that the documents name, and while the server is away', async t => {
   const server = await opened(t, 'redis-server', () => redisServer())
   if (server === undefined) return
