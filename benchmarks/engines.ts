@@ -78,7 +78,7 @@ const IDLE: ReadonlyArray<readonly [Engine, readonly Way[]]> = [
   ['rabbitmq', ['plugin', 'hand']]
 ]
 
-const { REDIS_URL = 'redis://127.0.0.1:6379', POSTGRES_URL = 'postgres://postgres@127.0.0.1:5432/test', RABBITMQ_URL = 'amqp://guest:guest@127.0.0.1:5672' } = process.env
+export const { REDIS_URL = 'redis://127.0.0.1:6379', POSTGRES_URL = 'postgres://postgres@127.0.0.1:5432/test', RABBITMQ_URL = 'amqp://guest:guest@127.0.0.1:5672' } = process.env
 const [major = 0, minor = 0] = process.versions.node.split('.').map(Number)
 
 /** The plugin on an engine, against its library by hand and against what one would pick instead. */
