@@ -439,7 +439,11 @@ t.test('a raw request that nobody may change is served all the same', async t =>
   t.strictSame(found, ['a'])
 })
 
-t.test('stand-ins that emit nothing are left alone', async t => {
+t.test('stand-ins that emit nothing, and emitters that are frozen, are left alone', async t => {
+  const frozen = Object.freeze(new EventEmitter())
+  carryRequest({ raw: frozen } as unknown as FastifyRequest, { raw: frozen } as unknown as FastifyReply)
+  t.notOk(Object.hasOwn(frozen, 'emit'))
+
   const standIns: Array<[raw: object, response: object]> = [
     [{ httpVersionMajor: 1, socket: {} }, {}],
     [{ upgrade: true }, {}]
