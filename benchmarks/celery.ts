@@ -43,7 +43,7 @@ async function ofPlugin (): Promise<{ stored: number, run: number }> {
 }
 
 async function ofCelery (): Promise<{ stored: number, run: number }> {
-  const child = await Child.start<null>('ways/celery_app.py', [`fbt_bench_${randomUUID().slice(0, 8)}`])
+  const child = await Child.start<null>('ways/celery_app.py', [], [], { BENCH_PREFIX: `fbt_bench_${randomUUID().slice(0, 8)}` })
   const stored = await storeRate(child)
   await child.ask('drain')
   const ran = async (): Promise<number> => await child.ask('ran') as number

@@ -246,7 +246,7 @@ t.test('whatever a hook leaves behind, the parser, the validator, the handler, t
 
 t.test('a connection that is upgraded has served another request before: its timeout belongs to the last one', async t => {
   const found: string[] = []
-  const app = await build(t, { connectionTimeout: 50 }, { ambient: true })
+  const app = await build(t, { connectionTimeout: 500 }, { ambient: true })
   await app.register(websocket)
   app.addHook('onRequest', async request => { own(request) })
   const timedOut = deferred()

@@ -39,7 +39,7 @@ export function carryRequest (request: FastifyRequest, reply: FastifyReply): voi
 
 /**
  * Makes the timeout of a connection part of the last request that came on it, as Fastify does for its `onTimeout` hooks. A hook of our own
- * would do it, too, but Fastify then needs a socket in each raw request, and the connection keeps the request.
+ * would do it, too, but Fastify then needs a socket in each raw request.
  */
 function carryTimeout (connection: Connection, request: FastifyRequest): void {
   attempt(() => {

@@ -5,7 +5,7 @@ import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import { bullmq } from '../../lib/engines/bullmq/index.js'
 import { defineTask, type AnyTaskDefinition, type JobState, type TaskRecord } from '../../lib/index.js'
-import { start, type Started } from '../support/app.js'
+import { deferred, start, type Started } from '../support/app.js'
 import { opened } from '../support/opened.js'
 import { openRedis } from '../support/redis.js'
 import { redisServer } from '../support/servers.js'
@@ -347,13 +347,15 @@ t.test('while somebody waits for a result the stream of events keeps more entrie
   const found = await place(t)
   if (found === undefined) return
   const { open, queueOf, redis } = found
-  const task = defineTask({ name: 'waited', handler: async (ms: number) => { await sleep(ms) } })
+  const told = deferred()
+  const task = defineTask({ name: 'waited', handler: async (_payload: null) => { await told.promise } })
   const { app } = await open(task)
   const kept = async (): Promise<string | null> => await redis.hget(queueOf(task).toKey('meta'), 'opts.maxLenEvents')
   t.equal(await kept(), '10')
-  const { id } = await app.backgroundTasks.enqueue(task, 300)
+  const { id } = await app.backgroundTasks.enqueue(task, null)
   const waiting = app.backgroundTasks.result(task, id, { timeout: 10_000 })
   await until(async () => await kept() === '1000')
+  told.resolve()
   t.match(await waiting, { state: 'succeeded' })
   await app.close()
   t.equal(await kept(), '10')

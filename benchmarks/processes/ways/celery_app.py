@@ -12,7 +12,7 @@ from celery import Celery
 from redis import Redis
 
 URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379")
-PREFIX = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1].startswith("fbt_") else os.environ["BENCH_PREFIX"]
+PREFIX = os.environ["BENCH_PREFIX"]
 PAYLOAD = {"to": "ada@example.com", "subject": "Your order", "text": "x" * 150}
 
 app = Celery("celery_app", broker=URL)
@@ -46,7 +46,7 @@ def main():
             [sys.executable, "-m", "celery", "-A", "celery_app", "worker", "--concurrency", "2", "--loglevel", "ERROR",
              "--without-gossip", "--without-mingle", "--without-heartbeat"],
             cwd=os.path.dirname(__file__),
-            env={**os.environ, "BENCH_PREFIX": PREFIX, "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

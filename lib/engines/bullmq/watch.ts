@@ -36,15 +36,15 @@ export function watchEnds (redis: Client, queue: TaskQueue, prefix: string, onEn
 /** Lets the stream of events keep more entries, until the function that this returns is called. The end of a job that is missed is found half a second later. */
 function keepMoreEvents (redis: Client, queue: TaskQueue): () => void {
   const { maxLen = 0 } = queue.opts.streams?.events ?? {}
-  const quietly = async (script: string, ...args: number[]): Promise<void> => { await redis.eval(script, 1, queue.toKey('meta'), KEPT, WATCHED_EVENTS, ...args).catch(() => {}) }
+  const ask = (script: string, ...args: number[]): void => { redis.eval(script, 1, queue.toKey('meta'), KEPT, WATCHED_EVENTS, ...args).catch(() => {}) }
   let timer: Timer
   const raise = (): void => {
-    void quietly(RAISE)
+    ask(RAISE)
     timer = new Timer(raise, RENEW_MS)
   }
   raise()
   return () => {
     timer.clear()
-    void quietly(LOWER, maxLen)
+    ask(LOWER, maxLen)
   }
 }
